@@ -1,0 +1,44 @@
+# One word for each thing that people do here; every target sets up what it needs.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+SOURCES := protos workers router loadgen orchestrator k8s tests
+
+.PHONY: demo test check protos bench clean test-full test-gpu
+
+demo: $(READY)
+	@$(BIN)/tandem demo
+
+test: $(READY)
+	$(BIN)/pytest -m "not gpu and not full"
+
+test-full: $(READY)
+	$(BIN)/pytest -m "not gpu"
+
+test-gpu: $(READY)
+	$(BIN)/pytest -m gpu
+
+check: $(READY)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m protos.generate --check
+
+protos: $(READY)
+	$(BIN)/python -m protos.generate
+
+bench: $(READY)
+	$(BIN)/tandem bench --help
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found; set PYTHON to a Python 3.11 to 3.13"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on \
+		--constraint constraints.txt --editable '.[dev]'
+	@touch $@

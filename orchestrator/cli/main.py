@@ -1,0 +1,56 @@
+"""The `tandem` command: one function for each subcommand, put together here."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.batch import batch
+from orchestrator.cli.demo import demo
+from orchestrator.cli.down import down
+from orchestrator.cli.generate import generate
+from orchestrator.cli.group import TandemGroup
+from orchestrator.cli.status import status
+from orchestrator.cli.up import up
+
+app = typer.Typer(
+    name="tandem",
+    cls=TandemGroup,
+    help="Serve one model from a prefill pool and a decode pool.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(version("tandem-serve"))
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the stack of a failure.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+for _command in (up, down, status, generate, batch, demo):
+    app.command()(_command)
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""`tandem status`: the workers of a running cluster, their roles, load and leases."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli.terminal import print_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from protos.tandem.v1 import admin_pb2
+
+
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    address: Annotated[
+        str | None, typer.Option(help="gRPC address of the router, if several run.")
+    ] = None,
+) -> None:
+    """Show the workers of a running cluster."""
+    from orchestrator.cli.locate import running_cluster
+    from orchestrator.client import Client
+
+    # An address may also be that of a cluster on another machine.
+    endpoint = address or running_cluster(None).grpc
+    with Client(endpoint) as client:
+        answer = client.status()
+    if as_json:
+        print_json(_as_dict(endpoint, answer))
+        return
+    from rich.console import Console
+
+    print(
+        f"{answer.model} at {endpoint}: {answer.running_requests} running, "
+        f"{answer.queued_requests} queued"
+    )
+    Console().print(_table(answer))
+
+
+def _as_dict(endpoint: str, answer: admin_pb2.GetStatusResponse) -> dict[str, object]:
+    return {
+        "grpc": endpoint,
+        "model": answer.model,
+        "queued_requests": answer.queued_requests,
+        "running_requests": answer.running_requests,
+        "workers": [
+            {
+                "worker_id": worker.worker_id,
+                "role": worker.role,
+                "engine": worker.engine,
+                "address": worker.address,
+                "connected": worker.connected,
+                "running_requests": worker.running_requests,
+                "request_slots": worker.request_slots,
+                "free_tokens": worker.free_tokens,
+                "total_tokens": worker.total_tokens,
+                "lease_remaining_s": round(worker.lease_remaining_s, 3),
+                "uptime_s": round(worker.uptime_s, 3),
+            }
+            for worker in answer.workers
+        ],
+    }
+
+
+def _table(answer: admin_pb2.GetStatusResponse) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("WORKER", "ROLE", "ENGINE", "ADDRESS", "STATE"):
+        table.add_column(heading)
+    for heading in ("RUNNING", "FREE SLOTS", "FREE TOKENS", "LEASE", "UP"):
+        table.add_column(heading, justify="right")
+    for worker in sorted(answer.workers, key=lambda w: (w.role != "prefill", w.worker_id)):
+        table.add_row(
+            worker.worker_id,
+            worker.role,
+            worker.engine,
+            worker.address,
+            "connected" if worker.connected else "connecting",
+            str(worker.running_requests),
+            str(worker.request_slots),
+            f"{worker.free_tokens} of {worker.total_tokens}",
+            f"{worker.lease_remaining_s:.1f} s",
+            _duration(worker.uptime_s),
+        )
+    return table
+
+
+def _duration(seconds: float) -> str:
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

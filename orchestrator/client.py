@@ -1,0 +1,76 @@
+"""A blocking client of a running cluster, for commands and for the runtime that waits for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import NoReturn, Self
+
+import grpc
+
+from orchestrator.errors import UserError
+from protos.tandem.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
+
+_CALL_TIMEOUT_S = 5.0
+_MAX_MESSAGE_BYTES = 64 * 2**20
+_REASONS = {
+    grpc.StatusCode.UNAVAILABLE: "see `tandem status`, or start a cluster with `tandem up`",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "see `tandem status`",
+}
+
+
+class Client:
+    """Talks to one router; every method raises UserError with the router's own words."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._channel = grpc.insecure_channel(
+            address,
+            options=[
+                ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+                ("grpc.enable_http_proxy", 0),
+            ],
+        )
+        self._admin = admin_pb2_grpc.AdminStub(self._channel)
+        self._inference = inference_pb2_grpc.InferenceStub(self._channel)
+
+    def status(self) -> admin_pb2.GetStatusResponse:
+        """The model, the queue and every worker."""
+        try:
+            return self._admin.GetStatus(admin_pb2.GetStatusRequest(), timeout=_CALL_TIMEOUT_S)
+        except grpc.RpcError as error:
+            self._raise(error)
+
+    def generate(
+        self, request: inference_pb2.GenerateRequest
+    ) -> Iterator[inference_pb2.GenerateResponse]:
+        """Stream the answer to one request."""
+        call = self._inference.Generate(request)
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            self._raise(error)
+        finally:
+            call.cancel()
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _raise(self, error: grpc.RpcError) -> NoReturn:
+        assert isinstance(error, grpc.Call)
+        code = error.code()
+        details = error.details() or code.name
+        if code is grpc.StatusCode.UNAVAILABLE and "connect" in details.lower():
+            details = f"no cluster answers at {self.address}"
+        raise UserError(details, _REASONS.get(code, "")) from error

@@ -1,0 +1,45 @@
+"""Which processes belong to a cluster, whoever their parent is by now.
+
+A mark in the environment is inherited by everything that the cluster starts, Ray's processes and
+their children included, and stays readable when a parent has died. It answers the question that
+matters after a stop: is anything left?
+"""
+
+from __future__ import annotations
+
+import os
+
+import psutil
+
+MARK = "TANDEM_CLUSTER"
+
+
+def processes_of(cluster: str) -> list[psutil.Process]:
+    """All living processes that carry the mark of `cluster`, except this one."""
+    found = []
+    for process in psutil.process_iter():
+        if process.pid == os.getpid():
+            continue
+        try:
+            if process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            if process.environ().get(MARK) == cluster:
+                found.append(process)
+        except (psutil.Error, OSError):
+            # Gone by now, or another user's: not ours.
+            continue
+    return found
+
+
+def end_leftovers(cluster: str, patience_s: float = 10.0, kill_s: float = 5.0) -> list[str]:
+    """Wait for a stopped cluster's processes to go, end those that stay; returns whom it ended."""
+    _, staying = psutil.wait_procs(processes_of(cluster), timeout=patience_s)
+    ended = []
+    for process in staying:
+        try:
+            ended.append(f"{process.name()} (pid {process.pid})")
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(staying, timeout=kill_s)
+    return ended

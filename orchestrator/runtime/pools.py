@@ -1,0 +1,107 @@
+"""The two pools as Ray Serve deployments: `prefill` and `decode`, one worker for each replica."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.errors import UserError
+from orchestrator.runtime.replica import FAILURE_SUFFIX, STOP_GRACE_S, WorkerReplica
+from orchestrator.runtime.worker_configs import worker_config
+from orchestrator.spec import ClusterSpec
+from workers.registry import Role
+
+_HEALTH_PERIOD_S = 2.0
+_HEALTH_TIMEOUT_S = 30.0  # one engine step of a large model may take long
+_ROLES: tuple[Role, ...] = ("prefill", "decode")
+
+
+@dataclass(frozen=True, slots=True)
+class PoolProgress:
+    """How far the pools are in starting."""
+
+    ready: int
+    wanted: int
+
+    @property
+    def complete(self) -> bool:
+        return self.ready >= self.wanted
+
+
+class Pools:
+    """Deploys the pools and answers how they are; needs a running Ray."""
+
+    def __init__(self, spec: ClusterSpec, store_url: str, cluster: str, log_dir: Path) -> None:
+        self._log_dir = log_dir
+        self._sizes: dict[Role, int] = {
+            "prefill": spec.prefill.workers.min,
+            "decode": spec.decode.workers.min,
+        }
+        self._roles = [role for role in _ROLES if self._sizes[role] > 0]
+        self._deploy(spec, store_url, cluster)
+
+    def _deploy(self, spec: ClusterSpec, store_url: str, cluster: str) -> None:
+        from ray import serve
+        from ray.serve.schema import LoggingConfig
+
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        serve_logs = LoggingConfig(logs_dir=str(self._log_dir / "serve"), enable_access_log=False)
+        # No proxy: clients talk to the router, and the router to each worker's own port.
+        serve.start(proxy_location="Disabled", logging_config=serve_logs)
+        targets = []
+        for role in self._roles:
+            pool = spec.prefill if role == "prefill" else spec.decode
+            deployment = serve.deployment(
+                WorkerReplica,
+                name=role,
+                num_replicas=self._sizes[role],
+                ray_actor_options={
+                    "num_cpus": pool.resources.cpu,
+                    "num_gpus": pool.resources.gpu,
+                },
+                health_check_period_s=_HEALTH_PERIOD_S,
+                health_check_timeout_s=_HEALTH_TIMEOUT_S,
+                graceful_shutdown_wait_loop_s=0.1,
+                graceful_shutdown_timeout_s=STOP_GRACE_S + 5.0,
+                logging_config=serve_logs,
+            )
+            config = worker_config(spec, role, store_url, cluster)
+            application = deployment.bind(config.to_json(), str(self._log_dir))
+            targets.append(serve.RunTarget(target=application, name=role, route_prefix=None))
+        serve.run_many(
+            targets,
+            wait_for_ingress_deployment_creation=False,
+            wait_for_applications_running=False,
+        )
+
+    def progress(self) -> PoolProgress:
+        """How many workers are up. Raises UserError when one cannot start."""
+        from ray import serve
+
+        for path in sorted(self._log_dir.glob(f"*{FAILURE_SUFFIX}")):
+            log = path.with_suffix(".log")
+            reason = path.read_text(encoding="utf-8")
+            raise UserError(f"worker {path.stem} did not start: {reason}", f"see its log: {log}")
+        ready = 0
+        for name, application in serve.status().applications.items():
+            for deployment in application.deployments.values():
+                ready += deployment.replica_states.get("RUNNING", 0)
+                if deployment.status == "DEPLOY_FAILED":
+                    last_line = deployment.message.strip().rsplit("\n", 1)[-1]
+                    raise UserError(
+                        f"the {name} pool did not start: {last_line}",
+                        f"see the logs in {self._log_dir}",
+                    )
+        return PoolProgress(ready, sum(self._sizes.values()))
+
+    def stop(self, report: Callable[[str], None]) -> None:
+        """Stop all workers gracefully and wait for them."""
+        from ray import serve
+
+        report("stopping workers")
+        for role in self._roles:
+            serve.delete(role, _blocking=False)
+        for role in self._roles:
+            serve.delete(role)

@@ -1,0 +1,64 @@
+"""What runs inside one Ray Serve replica: one worker, for as long as the replica lives.
+
+Ray Serve starts it, asks after its health, replaces it and stops it; requests never pass through
+here, they reach the worker's own gRPC port.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.runtime.worker_configs import new_worker_id
+from workers.config import WorkerConfig
+
+if TYPE_CHECKING:
+    from workers.server import WorkerServer
+
+FAILURE_SUFFIX = ".failed"
+STOP_GRACE_S = 2.0
+
+
+class WorkerReplica:
+    """Hosts a WorkerServer in the event loop that Serve gives to a replica."""
+
+    _server: WorkerServer | None = None
+
+    async def __init__(self, config_json: str, log_dir: str) -> None:  # type: ignore[misc]
+        # Serve builds a replacement with the same arguments: the id must be this start's own.
+        given = WorkerConfig.from_json(config_json)
+        config = dataclasses.replace(given, worker_id=new_worker_id(given.role))
+        logs = Path(log_dir)
+        _log_to(logs / f"{config.worker_id}.log")
+        try:
+            # Torch is loaded here and nowhere else in the orchestrator.
+            from workers.server import WorkerServer
+
+            self._server = WorkerServer(config)
+            await self._server.start()
+        except BaseException as error:
+            # The driver shows this line; what Serve reports is a stack of several processes.
+            failure = logs / f"{config.worker_id}{FAILURE_SUFFIX}"
+            failure.write_text(f"{error}" or type(error).__name__, encoding="utf-8")
+            logging.getLogger(__name__).exception("worker did not start")
+            raise
+
+    async def check_health(self) -> None:
+        """Serve replaces the replica when this raises."""
+        if self._server is not None and self._server.failure is not None:
+            raise RuntimeError(f"engine failed: {self._server.failure}")
+
+    async def __del__(self) -> None:  # Serve awaits it before it ends the process
+        if self._server is not None:
+            server, self._server = self._server, None
+            await server.stop(STOP_GRACE_S)
+
+
+def _log_to(path: Path) -> None:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)

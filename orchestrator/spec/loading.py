@@ -1,0 +1,74 @@
+"""From a file and flags to one validated spec whose paths no longer depend on the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+import workers
+from orchestrator.spec.errors import SpecError, explain
+from orchestrator.spec.schema import ClusterSpec
+from orchestrator.spec.yaml_file import read_yaml
+
+
+def load_spec(
+    path: Path | None = None,
+    overrides: Mapping[str, object] | None = None,
+    flags: Mapping[str, str] | None = None,
+) -> ClusterSpec:
+    """The spec of a YAML file (or the defaults), with dotted-path overrides on top.
+
+    `flags` names the command-line flag of an override, for messages. Relative paths in the file
+    count from the file, relative paths in overrides from the working folder, and what exists in
+    neither place from the installed package. Raises SpecError.
+    """
+    overrides = overrides or {}
+    fields, lines = read_yaml(path) if path is not None else ({}, {})
+    for key, value in overrides.items():
+        _put(fields, key, value)
+    try:
+        spec = ClusterSpec.model_validate(fields)
+    except ValidationError as error:
+        source = str(path) if path is not None else ""
+        raise SpecError(explain(error, ClusterSpec, lines, flags or {}, source)) from error
+    file_folder = path.resolve().parent if path is not None else Path.cwd()
+
+    def folder_of(key: str) -> Path:
+        return Path.cwd() if key in overrides else file_folder
+
+    telemetry = spec.telemetry
+    if telemetry.trace_file is not None:
+        trace_file = folder_of("telemetry.trace_file") / telemetry.trace_file
+        telemetry = telemetry.model_copy(update={"trace_file": str(trace_file)})
+    model_path = find_model(spec.model.path, folder_of("model.path"))
+    model = spec.model.model_copy(update={"path": str(model_path)})
+    return spec.model_copy(update={"model": model, "telemetry": telemetry})
+
+
+def find_model(path: str, folder: Path) -> Path:
+    """Where a checkpoint named in a spec lies; the shipped one is found from any folder."""
+    wanted = (folder / Path(path).expanduser()).resolve()
+    shipped = Path(workers.__file__).resolve().parent.parent / path
+    return shipped if not wanted.exists() and shipped.exists() else wanted
+
+
+def dump_spec(spec: ClusterSpec) -> str:
+    """The spec as YAML that `load_spec` reads back to an equal one."""
+    return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
+
+
+def _put(fields: dict[str, object], key: str, value: object) -> None:
+    *parents, last = key.split(".")
+    here = fields
+    for part in parents:
+        below = here.get(part)
+        if below is None:
+            below = here[part] = {}
+        if not isinstance(below, dict):
+            # The schema will say what is wrong with the file; an override cannot mend it.
+            return
+        here = below
+    here[last] = value

@@ -1,0 +1,245 @@
+"""The shape of a cluster and the rules that hold whatever is built.
+
+Defaults are what works out of the box, so `ClusterSpec()` is the cluster of `tandem up` without
+a file. What the schema allows but no code serves yet is refused by `unbuilt.py`, not here: a spec
+must stay valid when the feature arrives.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
+
+SHIPPED_MODEL = "workers/checkpoints/tandem-tiny"
+
+Engine = Literal["native", "vllm", "simulated"]
+Dtype = Literal["float32", "bfloat16"]
+ClassName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
+
+
+def _check_address(address: str) -> str:
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError("must be host:port with a port from 0 to 65535, such as 127.0.0.1:50051")
+    return address
+
+
+def _check_store(store: str) -> str:
+    if store != "embedded" and not store.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("must be embedded, or a URL such as redis://host:6379/0")
+    return store
+
+
+Address = Annotated[str, AfterValidator(_check_address)]
+Store = Annotated[str, AfterValidator(_check_store)]
+
+
+class Section(BaseModel):
+    """A part of the spec: immutable, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelSpec(Section):
+    """Which checkpoint is served, and under which name clients know it."""
+
+    path: Annotated[str, StringConstraints(min_length=1)] = SHIPPED_MODEL
+    name: str = ""
+    dtype: Dtype = "float32"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_after_folder(cls, fields: object) -> object:
+        if isinstance(fields, dict) and not fields.get("name"):
+            path = fields.get("path", SHIPPED_MODEL)
+            if isinstance(path, str):
+                return {**fields, "name": PurePath(path).name}
+        return fields
+
+    @field_validator("name")
+    @classmethod
+    def _named(cls, name: str) -> str:
+        if not name:
+            raise ValueError("cannot be derived from model.path; give the model a name")
+        return name
+
+
+class ClassSpec(Section):
+    """Latency targets that a class of requests was promised, and its share under contention."""
+
+    ttft_ms: PositiveFloat
+    itl_ms: PositiveFloat
+    weight: PositiveFloat = 1.0
+
+
+class WorkerRange(Section):
+    """How many workers a pool may have; `min == max` fixes it."""
+
+    min: NonNegativeInt = 1
+    max: PositiveInt = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _max_follows_min(cls, fields: object) -> object:
+        if isinstance(fields, dict) and "max" not in fields and isinstance(fields.get("min"), int):
+            return {**fields, "max": max(1, fields["min"])}
+        return fields
+
+    @model_validator(mode="after")
+    def _ordered(self) -> WorkerRange:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} must not be above max {self.max}")
+        return self
+
+
+class Resources(Section):
+    """What one worker takes of a machine."""
+
+    cpu: PositiveInt = 1
+    gpu: NonNegativeInt = 0
+
+
+class PrefillLayout(Section):
+    """How a prefill worker shards the model over its ranks."""
+
+    tp: PositiveInt = 1
+
+    @property
+    def ranks(self) -> int:
+        return self.tp
+
+
+class DecodeLayout(Section):
+    """How a decode worker shards attention (KVP x TPA) and experts (TPF x EP) over its ranks."""
+
+    kvp: PositiveInt = 1
+    tpa: PositiveInt = 1
+    ep: PositiveInt = 1
+    tpf: PositiveInt = 1
+
+    @property
+    def ranks(self) -> int:
+        return self.kvp * self.tpa
+
+    @model_validator(mode="after")
+    def _same_ranks(self) -> DecodeLayout:
+        if self.kvp * self.tpa != self.tpf * self.ep:
+            raise ValueError(
+                f"kvp x tpa = {self.kvp} x {self.tpa} = {self.kvp * self.tpa} must equal "
+                f"tpf x ep = {self.tpf} x {self.ep} = {self.tpf * self.ep}: "
+                "attention and experts use the same ranks"
+            )
+        return self
+
+
+class Pool(Section):
+    """What the two pools have in common."""
+
+    engine: Engine = "native"
+    workers: WorkerRange = Field(default_factory=WorkerRange)
+    resources: Resources = Field(default_factory=Resources)
+    kv_tokens: PositiveInt = 65536  # tokens of KV that one worker has memory for
+    max_requests: PositiveInt = 32  # requests that one worker holds at once
+
+
+class PrefillPool(Pool):
+    """The workers that read prompts; without any, decode workers read them too."""
+
+    layout: PrefillLayout = Field(default_factory=PrefillLayout)
+
+
+class DecodePool(Pool):
+    """The workers that write answers."""
+
+    layout: DecodeLayout = Field(default_factory=DecodeLayout)
+    draft_tokens: int | Literal["auto"] = 0
+
+    @field_validator("draft_tokens", mode="before")
+    @classmethod
+    def _auto_or_few(cls, count: object) -> object:
+        if count != "auto" and (type(count) is not int or not 0 <= count <= 7):
+            raise ValueError("must be auto, or a number from 0 to 7")
+        return count
+
+    @field_validator("workers")
+    @classmethod
+    def _at_least_one(cls, workers: WorkerRange) -> WorkerRange:
+        if workers.min < 1:
+            raise ValueError("min must be at least 1: nothing can be answered without a decoder")
+        return workers
+
+
+class RouterSpec(Section):
+    """Where clients reach the cluster; port 0 takes any free one."""
+
+    processes: PositiveInt = 1
+    grpc: Address = "127.0.0.1:50051"
+    http: Address = "127.0.0.1:8000"
+
+    @model_validator(mode="after")
+    def _apart(self) -> RouterSpec:
+        if self.grpc == self.http and not self.grpc.endswith(":0"):
+            raise ValueError(f"grpc and http cannot both listen on {self.grpc}")
+        return self
+
+
+class AutoscalingSpec(Section):
+    """Whether and how often pool sizes follow the traffic."""
+
+    mode: Literal["active", "advisory", "off"] = "off"
+    period_s: PositiveFloat = 5.0
+    role_flip: bool = True
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _yaml_off(cls, mode: object) -> object:
+        # YAML 1.1 reads a bare `off` as false.
+        return "off" if mode is False else mode
+
+
+class TelemetrySpec(Section):
+    """Where spans go; both null turns tracing off."""
+
+    otlp: str | None = None
+    trace_file: str | None = None
+
+
+class SecuritySpec(Section):
+    """Who may talk to the cluster."""
+
+    tls: dict[str, str] | None = None
+    api_keys: list[str] | None = None
+
+
+def _default_classes() -> dict[str, ClassSpec]:
+    return {
+        "interactive": ClassSpec(ttft_ms=500, itl_ms=40, weight=4),
+        "batch": ClassSpec(ttft_ms=10_000, itl_ms=200, weight=1),
+    }
+
+
+class ClusterSpec(Section):
+    """One cluster: the model, the two pools, and everything around them."""
+
+    model: ModelSpec = Field(default_factory=ModelSpec, validate_default=True)
+    store: Store = "embedded"
+    classes: dict[ClassName, ClassSpec] = Field(default_factory=_default_classes, min_length=1)
+    prefill: PrefillPool = Field(default_factory=PrefillPool)
+    decode: DecodePool = Field(default_factory=DecodePool)
+    router: RouterSpec = Field(default_factory=RouterSpec)
+    autoscaling: AutoscalingSpec = Field(default_factory=AutoscalingSpec)
+    telemetry: TelemetrySpec = Field(default_factory=TelemetrySpec)
+    security: SecuritySpec = Field(default_factory=SecuritySpec)

@@ -1,0 +1,60 @@
+"""Refuses what the spec can say and this version cannot do.
+
+Kept apart from the schema: whoever builds a feature deletes its lines here and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from orchestrator.spec.errors import SpecError
+from orchestrator.spec.schema import ClusterSpec
+
+
+def refuse_unbuilt(spec: ClusterSpec, flags: Mapping[str, str] | None = None) -> None:
+    """Raise SpecError naming each field, its value, what is built, and what to set instead.
+
+    `flags` gives fields the name of the command-line flag that they were set by.
+    """
+    names = flags or {}
+    problems: list[str] = []
+
+    def refuse(field: str, value: object, built: str, instead: object) -> None:
+        name = names.get(field, field)
+        setting = f"{name} {value}" if name.startswith("--") else f"{name}: {value}"
+        fix = f"{name} {instead}" if name.startswith("--") else f"{name}: {instead}"
+        problems.append(f"{setting} is not built yet: {built}; set {fix}")
+
+    one_rank = "a worker is one rank today"
+    if spec.prefill.layout.tp != 1:
+        refuse("prefill.layout.tp", spec.prefill.layout.tp, one_rank, 1)
+    layout = spec.decode.layout
+    for field, ranks in (
+        ("kvp", layout.kvp),
+        ("tpa", layout.tpa),
+        ("ep", layout.ep),
+        ("tpf", layout.tpf),
+    ):
+        if ranks != 1:
+            refuse(f"decode.layout.{field}", ranks, one_rank, 1)
+    for role, engine in (("prefill", spec.prefill.engine), ("decode", spec.decode.engine)):
+        if engine != "native":
+            refuse(f"{role}.engine", engine, "only the native engine is", "native")
+    for role, gpus in (
+        ("prefill", spec.prefill.resources.gpu),
+        ("decode", spec.decode.resources.gpu),
+    ):
+        if gpus > 1:
+            refuse(f"{role}.resources.gpu", gpus, one_rank, 1)
+    if spec.decode.draft_tokens != 0:
+        refuse("decode.draft_tokens", spec.decode.draft_tokens, "decoding drafts nothing today", 0)
+    if spec.autoscaling.mode != "off":
+        refuse("autoscaling.mode", spec.autoscaling.mode, "pools stay at workers.min", '"off"')
+    if spec.router.processes != 1:
+        refuse("router.processes", spec.router.processes, "one router process is", 1)
+    if spec.security.tls is not None:
+        refuse("security.tls", "set", "connections are plain", "null")
+    if spec.security.api_keys is not None:
+        refuse("security.api_keys", "set", "every client is served", "null")
+    if problems:
+        raise SpecError(problems)

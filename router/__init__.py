@@ -1,0 +1,1 @@
+"""The router: decides which workers take a request, and relays their tokens to the client."""

@@ -1,0 +1,85 @@
+"""Everything the state machine can ask of the shell around it: its only output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from router.core.reasons import Reason
+
+if TYPE_CHECKING:
+    from protos.tandem.v1.handoff_pb2 import HandoffTicket
+    from protos.tandem.v1.inference_pb2 import HandoffReport
+
+
+@dataclass(frozen=True, slots=True)
+class SendReserve:
+    """Ask a decode worker to set memory aside."""
+
+    worker_id: str
+    handle: int
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SendPrefill:
+    """Have a worker read the prompt: into the ticket's memory, or without one for itself."""
+
+    worker_id: str
+    handle: int
+    request_id: str
+    ticket: HandoffTicket | None
+
+
+@dataclass(frozen=True, slots=True)
+class SendCancel:
+    """Have a worker drop what it holds for a handle."""
+
+    worker_id: str
+    handle: int
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """Hand the next tokens of a request to its client; no index comes twice, none is left out."""
+
+    request_id: str
+    first_index: int
+    token_ids: Sequence[int]
+    logprobs: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Where the time of a request went. Moments are on the caller's clock; None: never reached."""
+
+    arrived_s: float
+    placed_s: float | None
+    reserved_s: float | None
+    ended_s: float
+    queue_ms: float
+    ttft_ms: float
+    mean_itl_ms: float
+    total_ms: float
+    prefill_worker: str
+    decode_worker: str
+    prefill_ms: float
+    handoff: HandoffReport | None
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Tell the client that this was all. Comes exactly once for each request, after its tokens."""
+
+    request_id: str
+    reason: Reason
+    detail: str
+    report: Report
+
+
+WorkerInstruction: TypeAlias = SendReserve | SendPrefill | SendCancel
+Instruction: TypeAlias = WorkerInstruction | Deliver | Finish

@@ -1,0 +1,177 @@
+"""What the router knows of one request: its state, the attempt that runs, the tokens so far.
+
+A request is what the client sees, an attempt is one try to run it on a pair of workers. Handles
+belong to attempts, so what a worker says about an earlier attempt cannot touch a later one.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from protos.tandem.v1 import common_pb2
+from router.core.instructions import Report
+from router.core.reasons import WANTED, WELL, Reason
+from router.core.tokens import TokenOrder
+
+if TYPE_CHECKING:
+    from protos.tandem.v1.inference_pb2 import HandoffReport
+
+
+class State(enum.StrEnum):
+    """Where a request is. The last three are ends."""
+
+    QUEUED = "queued"
+    RESERVED = "reserved"
+    PREFILLING = "prefilling"
+    HANDING_OFF = "handing_off"
+    DECODING = "decoding"
+    FINISHED = "finished"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+def end_state(reason: Reason) -> State:
+    """The end that a reason leads to."""
+    if reason in WELL:
+        return State.FINISHED
+    return State.CANCELLED if reason in WANTED else State.FAILED
+
+
+class Cause(enum.StrEnum):
+    """What moved a request from one state to the next."""
+
+    ARRIVED = "arrived"
+    PLACED = "placed on a prefill and a decode worker"
+    PLACED_LOCALLY = "placed on a decode worker alone: no prefill worker can read it"
+    TICKET = "decode reserved memory"
+    PREFILL_DONE = "prefill wrote the state"
+    STATE_ARRIVED = "decode accepted the state"
+    DECODE_TOKENS = "decode sent tokens"
+    REFUSED = "a worker had less room than its credits said"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One step of a request's life, kept so that it can be explained later."""
+
+    at_s: float
+    state: State
+    cause: Cause
+    reason: Reason = common_pb2.REASON_UNSPECIFIED
+    detail: str = ""
+
+
+@dataclass(slots=True, eq=False)
+class Side:
+    """One worker's part in an attempt. Credits are held until it is closed."""
+
+    worker_id: str
+    sent: bool = False  # the worker knows of the handle
+    closed: bool = False  # the worker holds nothing for the handle any more
+    cancelled: bool = False  # and was told to let go
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """One try of a request. Without `prefill` the decode worker reads the prompt itself."""
+
+    handle: int
+    request: Request
+    decode: Side
+    prefill: Side | None
+
+    @property
+    def counts(self) -> bool:
+        """Whether a client still waits for this attempt, not for another one or none."""
+        return self.request.live and self.request.attempt is self
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        return (self.decode,) if self.prefill is None else (self.prefill, self.decode)
+
+    @property
+    def prefill_closed(self) -> bool:
+        return self.prefill is None or self.prefill.closed
+
+    def side_of(self, worker_id: str) -> Side | None:
+        """The open side that a worker has in this attempt."""
+        for side in self.sides:
+            if side.worker_id == worker_id and not side.closed:
+                return side
+        return None
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One request from arrival to end."""
+
+    request_id: str
+    prompt_tokens: int
+    max_tokens: int
+    class_rank: int
+    arrived_s: float
+    deadline_s: float | None = None
+    state: State = State.QUEUED
+    attempt: Attempt | None = None
+    live: bool = True  # the client still waits for it
+    # Decode ended well, but prefill has not yet said all it has to say.
+    ending: tuple[Reason, str] | None = None
+    transitions: list[Transition] = field(default_factory=list)
+    placed_s: float | None = None
+    reserved_s: float | None = None
+    first_token_s: float | None = None
+    last_token_s: float | None = None
+    prefill_ms: float = 0.0
+    handoff: HandoffReport | None = None
+    prefill_worker: str = ""
+    decode_worker: str = ""
+    tokens: TokenOrder = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tokens = TokenOrder(self.max_tokens)
+
+    def move(
+        self,
+        now_s: float,
+        state: State,
+        cause: Cause,
+        reason: Reason = common_pb2.REASON_UNSPECIFIED,
+        detail: str = "",
+    ) -> None:
+        """Enter a state and record why."""
+        self.state = state
+        self.transitions.append(Transition(now_s, state, cause, reason, detail))
+
+    def report(self, now_s: float) -> Report:
+        """Where the time went, as of now."""
+        first_s = self.first_token_s
+        last_s = self.last_token_s
+        completion_tokens = self.tokens.delivered
+        gaps = completion_tokens - 1
+        return Report(
+            arrived_s=self.arrived_s,
+            placed_s=self.placed_s,
+            reserved_s=self.reserved_s,
+            ended_s=now_s,
+            queue_ms=_ms(self.arrived_s, self.placed_s if self.placed_s is not None else now_s),
+            ttft_ms=_ms(self.arrived_s, first_s) if first_s is not None else 0.0,
+            mean_itl_ms=(
+                _ms(first_s, last_s) / gaps
+                if first_s is not None and last_s is not None and gaps > 0
+                else 0.0
+            ),
+            total_ms=_ms(self.arrived_s, now_s),
+            prefill_worker=self.prefill_worker,
+            decode_worker=self.decode_worker,
+            prefill_ms=self.prefill_ms,
+            handoff=self.handoff,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=completion_tokens,
+        )
+
+
+def _ms(from_s: float, to_s: float) -> float:
+    return (to_s - from_s) * 1000.0

@@ -1,0 +1,61 @@
+"""Puts the tokens of one request in order: prefill's first one and decode's come over two streams.
+
+Decode may be faster than prefill's message with token 0, so its tokens wait for that one. Anything
+else that does not fit is a fault of a worker and is refused: a client must never see a gap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Chunk(NamedTuple):
+    """Tokens with consecutive indexes."""
+
+    first_index: int
+    token_ids: Sequence[int]
+    logprobs: Sequence[float]
+
+
+class TokenGapError(Exception):
+    """A worker sent tokens that leave a gap, or more than were asked for."""
+
+
+@dataclass(slots=True, eq=False)
+class TokenOrder:
+    """`delivered` tokens have been handed on; those that came early wait for token 0."""
+
+    max_tokens: int
+    delivered: int = 0
+    early_ids: list[int] = field(default_factory=list)
+    early_logprobs: list[float] = field(default_factory=list)
+
+    def take(self, chunk: Chunk) -> Iterator[Chunk]:
+        """Yield what can be handed on now; tokens seen before are left out.
+
+        Raises TokenGapError when the chunk cannot belong to this request.
+        """
+        first, token_ids, logprobs = chunk
+        if first < self.delivered:
+            skip = self.delivered - first
+            first, token_ids, logprobs = self.delivered, token_ids[skip:], logprobs[skip:]
+        if not token_ids:
+            return
+        if first + len(token_ids) > self.max_tokens:
+            raise TokenGapError(
+                f"token {first + len(token_ids) - 1} where {self.max_tokens} were asked for"
+            )
+        if first == self.delivered:
+            self.delivered += len(token_ids)
+            yield Chunk(first, token_ids, logprobs)
+            if self.early_ids:
+                early = Chunk(1, self.early_ids, self.early_logprobs)
+                self.early_ids, self.early_logprobs = [], []
+                yield from self.take(early)
+        elif self.delivered == 0 and first == 1 + len(self.early_ids):
+            self.early_ids.extend(token_ids)
+            self.early_logprobs.extend(logprobs)
+        else:
+            raise TokenGapError(f"token {first} where token {self.delivered} was due")

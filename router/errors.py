@@ -1,0 +1,73 @@
+"""How each reason is told to a client: one table for gRPC and HTTP, so that they cannot differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import grpc
+
+from protos.tandem.v1 import common_pb2
+from router.core.reasons import Reason, reason_name
+
+
+class RequestError(Exception):
+    """A request was refused or failed; the message is meant for whoever sent it."""
+
+    def __init__(self, reason: Reason, message: str, field: str | None = None) -> None:
+        """`field` names what is wrong in the request, if something is."""
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.field = field
+
+
+@dataclass(frozen=True, slots=True)
+class Presentation:
+    """A reason in the terms of gRPC, of HTTP and of the OpenAI error object."""
+
+    grpc_status: grpc.StatusCode
+    http_status: int
+    openai_type: str
+    openai_code: str | None = None
+
+
+_BAD_REQUEST = Presentation(grpc.StatusCode.INVALID_ARGUMENT, 400, "invalid_request_error")
+_UNAVAILABLE = Presentation(grpc.StatusCode.UNAVAILABLE, 503, "server_error")
+_FAILED = Presentation(grpc.StatusCode.INTERNAL, 500, "server_error")
+_CANCELLED = Presentation(grpc.StatusCode.CANCELLED, 499, "request_cancelled")
+
+_TABLE: dict[Reason, Presentation] = {
+    common_pb2.REASON_CANCELLED: _CANCELLED,
+    common_pb2.REASON_CLIENT_GONE: _CANCELLED,
+    common_pb2.REASON_DEADLINE_EXCEEDED: Presentation(
+        grpc.StatusCode.DEADLINE_EXCEEDED, 504, "timeout"
+    ),
+    common_pb2.REASON_INVALID_ARGUMENT: _BAD_REQUEST,
+    common_pb2.REASON_EMPTY_PROMPT: _BAD_REQUEST,
+    common_pb2.REASON_PROMPT_TOO_LONG: Presentation(
+        grpc.StatusCode.INVALID_ARGUMENT, 400, "invalid_request_error", "context_length_exceeded"
+    ),
+    common_pb2.REASON_UNKNOWN_MODEL: Presentation(
+        grpc.StatusCode.INVALID_ARGUMENT, 400, "invalid_request_error", "model_not_found"
+    ),
+    common_pb2.REASON_DUPLICATE_REQUEST_ID: Presentation(
+        grpc.StatusCode.ALREADY_EXISTS, 409, "invalid_request_error"
+    ),
+    common_pb2.REASON_QUEUE_FULL: Presentation(
+        grpc.StatusCode.RESOURCE_EXHAUSTED, 429, "rate_limit_error"
+    ),
+    common_pb2.REASON_NO_WORKERS: _UNAVAILABLE,
+    common_pb2.REASON_SHUTTING_DOWN: _UNAVAILABLE,
+    common_pb2.REASON_WORKER_LOST: _UNAVAILABLE,
+    common_pb2.REASON_OUT_OF_CAPACITY: _UNAVAILABLE,
+}
+
+
+def presentation(reason: Reason) -> Presentation:
+    """How to tell a reason; whatever is not a client's fault and has no name is a failure."""
+    return _TABLE.get(reason, _FAILED)
+
+
+def failure(reason: Reason, detail: str) -> RequestError:
+    """The error for a request that ended badly."""
+    return RequestError(reason, detail or f"the request ended with {reason_name(reason)}")

@@ -1,0 +1,99 @@
+"""Which workers there are: one session for each worker of the directory, or of a fixed list."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+
+from protos.tandem.v1 import worker_pb2
+from router.core.events import Event
+from router.sessions import Session
+from workers.registry import WorkerDirectory, WorkerRecord
+
+_LOG = logging.getLogger(__name__)
+
+
+class Membership:
+    """Opens and closes sessions as workers come and go. Owned by the router's event loop."""
+
+    def __init__(self, model_name: str, router_id: str, emit: Callable[[Event], None]) -> None:
+        """Workers of other models than `model_name` are left alone."""
+        self._model_name = model_name
+        self._router_id = router_id
+        self._emit = emit
+        self._sessions: dict[str, Session] = {}
+        self._strangers: set[str] = set()
+
+    @property
+    def records(self) -> list[WorkerRecord]:
+        return [session.record for session in self._sessions.values()]
+
+    def is_connected(self, worker_id: str) -> bool:
+        session = self._sessions.get(worker_id)
+        return session is not None and session.connected.is_set()
+
+    def send(self, worker_id: str, command: worker_pb2.SessionCommand) -> None:
+        """Hand a command to a worker's session."""
+        session = self._sessions.get(worker_id)
+        if session is not None:
+            session.send(command)
+
+    async def reconcile(self, records: Iterable[WorkerRecord]) -> None:
+        """Have sessions with exactly these workers."""
+        wanted = {record.worker_id: record for record in records if self._serves(record)}
+        gone = [
+            self._sessions.pop(worker_id)
+            for worker_id, session in list(self._sessions.items())
+            if wanted.get(worker_id) != session.record
+        ]
+        for session in gone:
+            await session.close()
+        for worker_id, record in wanted.items():
+            if worker_id not in self._sessions:
+                session = Session(record, self._router_id, self._emit)
+                self._sessions[worker_id] = session
+                session.start()
+
+    async def follow(self, directory: WorkerDirectory) -> None:
+        """Reconcile with every change of the directory, until cancelled."""
+        async for snapshot in directory.watch():
+            await self.reconcile(record for record, _ in snapshot.values())
+
+    async def wait_connected(self, timeout_s: float) -> None:
+        """Wait until every worker has a session; raises TimeoutError that names the others."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                for session in list(self._sessions.values()):
+                    await session.connected.wait()
+        except TimeoutError:
+            absent = [
+                f"{session.record.worker_id} at {session.record.address}"
+                for session in self._sessions.values()
+                if not session.connected.is_set()
+            ]
+            raise TimeoutError(f"no session with {', '.join(absent)}") from None
+
+    async def close(self) -> None:
+        await self.reconcile(())
+
+    def _serves(self, record: WorkerRecord) -> bool:
+        if record.model_name == self._model_name:
+            return True
+        if record.worker_id not in self._strangers:
+            self._strangers.add(record.worker_id)
+            _LOG.warning(
+                "worker %s serves %r, this router %r: ignored",
+                record.worker_id,
+                record.model_name,
+                self._model_name,
+            )
+        return False
+
+
+def smallest_limit(values: Iterable[int], otherwise: int | None) -> int:
+    """What all workers can do; without workers what the model's files say, and 0 for unknown."""
+    return min(values, default=otherwise or 0)
+
+
+Leases = Mapping[str, float]

@@ -1,0 +1,61 @@
+"""What holds for every test: it leaves no process, listening port or shared memory behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+_SHARED_MEMORY = Path("/dev/shm")
+# Processes end a moment after they are told to; more than this is a leak.
+_GRACE_S = 5.0
+
+
+def pytest_configure() -> None:
+    # Two cores are shared with the processes that tests start.
+    torch.set_num_threads(1)
+
+
+def _children() -> set[psutil.Process]:
+    """Child processes but for the tracker that multiprocessing keeps for the whole run."""
+    found = set()
+    for child in psutil.Process().children(recursive=True):
+        try:
+            if "resource_tracker" not in " ".join(child.cmdline()):
+                found.add(child)
+        except psutil.Error:
+            continue
+    return found
+
+
+def _listening() -> set[tuple[str, int]]:
+    return {
+        (connection.laddr.ip, connection.laddr.port)
+        for connection in psutil.Process().net_connections(kind="tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+
+
+def _segments() -> set[str]:
+    return {entry.name for entry in _SHARED_MEMORY.iterdir()} if _SHARED_MEMORY.is_dir() else set()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Fail a test after which a process, a port or a shared-memory segment is still there."""
+    children, ports, segments = _children(), _listening(), _segments()
+    yield
+    new_children = _children() - children
+    if new_children:
+        _, alive = psutil.wait_procs(new_children, timeout=_GRACE_S)
+        names = [process.cmdline() for process in alive if process.is_running()]
+        for process in alive:
+            process.kill()
+        assert not alive, f"processes left behind: {names}"
+    new_ports = _listening() - ports
+    assert not new_ports, f"ports left open: {sorted(new_ports)}"
+    new_segments = _segments() - segments
+    assert not new_segments, f"shared memory left behind: {sorted(new_segments)}"

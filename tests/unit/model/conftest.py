@@ -1,0 +1,44 @@
+"""Checkpoints that several tests of the model share; written once per run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import NemotronHForCausalLM
+
+from tests.reference_models import SHAPES, write_published, write_reference
+from workers.model import HybridModel, load_model
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One random model: its folder in both schemes, transformers' model and ours."""
+
+    stacked: Path
+    published: Path
+    reference: NemotronHForCausalLM
+    model: HybridModel
+
+
+MakePair = Callable[[str], Pair]
+
+
+@pytest.fixture(scope="session")
+def make_pair(tmp_path_factory: pytest.TempPathFactory) -> MakePair:
+    made: dict[str, Pair] = {}
+
+    def make(name: str) -> Pair:
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            stacked, published = folder / "stacked", folder / "published"
+            reference = write_reference(stacked, SHAPES[name], seed=len(name))
+            write_published(stacked, published, shards=2)
+            model = load_model(stacked, torch.float32)
+            made[name] = Pair(stacked, published, reference, model)
+        return made[name]
+
+    return make

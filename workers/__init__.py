@@ -1,0 +1,1 @@
+"""Everything one worker needs: model, state, hand-off, engine, and the server around them."""

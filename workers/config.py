@@ -1,0 +1,62 @@
+"""What one worker process is told at its start: a view of the cluster's spec, as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+from workers.registry import Role
+from workers.telemetry import TraceConfig
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """All settings of a worker. Layout fields other than 1 are refused by the engine for now."""
+
+    worker_id: str
+    role: Role
+    model_path: str
+    model_name: str
+    dtype: Dtype = "float32"
+    device: str = "cpu"
+    host: str = "127.0.0.1"
+    port: int = 0  # 0 takes any free one
+    block_tokens: int = 16  # tokens in one KV block
+    kv_tokens: int = 65536  # tokens of KV that the worker has memory for
+    max_requests: int = 32  # requests it holds at once, each with one Mamba state slot
+    prefill_chunk_tokens: int = 512  # most prompt tokens in one engine step
+    threads: int = 1  # of torch, on CPU
+    handoff_timeout_s: float = 30.0  # a transfer that takes longer is given up
+    handoff_lease_s: float = 600.0  # a reservation whose state does not come is given up
+    store_url: str | None = None  # None: do not register in a directory
+    cluster: str = "tandem"
+    lease_ms: int = 3000
+    tp: int = 1
+    kvp: int = 1
+    tpa: int = 1
+    ep: int = 1
+    tpf: int = 1
+    draft_tokens: int = 0
+    trace: TraceConfig = field(default_factory=TraceConfig)
+
+    @property
+    def layout(self) -> str:
+        """The parallel layout for people."""
+        if self.role == "prefill":
+            return f"tp={self.tp}"
+        return f"kvp={self.kvp} tpa={self.tpa} ep={self.ep} tpf={self.tpf}"
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> WorkerConfig:
+        """Parse what `to_json` wrote; raises ValueError when it is something else."""
+        try:
+            fields = json.loads(text)
+            return cls(**{**fields, "trace": TraceConfig(**fields.get("trace", {}))})
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"not a worker config: {error}") from error

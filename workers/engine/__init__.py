@@ -1,0 +1,1 @@
+"""Engines: what turns commands of a session into tokens."""

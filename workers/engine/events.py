@@ -1,0 +1,75 @@
+"""What an engine says, collected over one step: the unit that goes up to the router."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from protos.tandem.v1.common_pb2 import ReasonCode
+from protos.tandem.v1.handoff_pb2 import HandoffTicket
+from protos.tandem.v1.inference_pb2 import HandoffReport
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """New tokens of one request; the first of them is output token number `first_index`."""
+
+    key: int
+    first_index: int
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    key: int
+    ticket: HandoffTicket
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillDone:
+    key: int
+    prefill_ms: float
+    handoff: HandoffReport | None  # None when the prompt was read where it is decoded
+
+
+@dataclass(frozen=True, slots=True)
+class StateArrived:
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    key: int
+    reason: ReasonCode.ValueType
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Credits:
+    """How much more the engine takes now."""
+
+    request_slots: int
+    free_tokens: int
+    total_tokens: int
+
+
+@dataclass(slots=True)
+class StepEvents:
+    """Events of one engine step, by kind, each in the order in which it happened."""
+
+    tokens: list[TokenRow] = field(default_factory=list)
+    reserved: list[Reserved] = field(default_factory=list)
+    prefill_done: list[PrefillDone] = field(default_factory=list)
+    state_arrived: list[StateArrived] = field(default_factory=list)
+    ended: list[Ended] = field(default_factory=list)
+    credits: Credits | None = None  # set when they changed
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.tokens
+            or self.reserved
+            or self.prefill_done
+            or self.state_arrived
+            or self.ended
+            or self.credits
+        )

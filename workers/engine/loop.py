@@ -1,0 +1,75 @@
+"""The thread that an engine runs in: commands in through a queue, events out through a callback.
+
+The engine itself is single-threaded and knows neither threads nor time-outs; this is the only
+place where the two worlds meet.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from workers.engine.commands import Command
+from workers.engine.events import StepEvents
+from workers.engine.native.engine import NativeEngine
+
+_LOG = logging.getLogger(__name__)
+_STOP_TIMEOUT_S = 30.0
+
+
+class EngineLoop:
+    """Runs `engine` in a thread of its own until `stop` or until the engine raises."""
+
+    def __init__(self, engine: NativeEngine, emit: Callable[[StepEvents], object]) -> None:
+        """`emit` is called in the engine's thread with the events of every step that had some."""
+        self._engine = engine
+        self._emit = emit
+        # None asks the loop to end.
+        self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self.failed: Future[BaseException] = Future()
+
+    @property
+    def failure(self) -> BaseException | None:
+        return self.failed.result() if self.failed.done() else None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def post(self, command: Command) -> None:
+        """Hand a command over; never blocks, may be called from any thread."""
+        self._commands.put(command)
+
+    def stop(self) -> None:
+        """End the loop after the current step and free the engine's memory and NIXL agent."""
+        if self._thread.is_alive():
+            self._commands.put(None)
+            self._thread.join(_STOP_TIMEOUT_S)
+        self._engine.close()
+
+    def _run(self) -> None:
+        try:
+            while self._take_commands():
+                events = self._engine.step()
+                if events:
+                    self._emit(events)
+        except BaseException as error:  # noqa: BLE001 - whatever it was, the worker is lost
+            _LOG.exception("the engine failed")
+            self.failed.set_result(error)
+
+    def _take_commands(self) -> bool:
+        """Apply all waiting commands, waiting for one as long as the engine can wait."""
+        wait_s = self._engine.idle_s
+        block = wait_s is None or wait_s > 0.0
+        while True:
+            try:
+                command = self._commands.get(block, wait_s)
+            except queue.Empty:
+                return True
+            if command is None:
+                return False
+            self._engine.handle(command)
+            block = False

@@ -1,0 +1,1 @@
+"""The native engine: hybrid Mamba/attention/MoE models on plain PyTorch."""

@@ -1,0 +1,178 @@
+"""The Mamba-2 mixer: many tokens at once (chunked scan) and one token per request (recurrence).
+
+Exists to keep both forms of the same recurrence side by side. Per head, with A = -exp(a_log) and
+dt = softplus(dt + dt_bias):  h_t = exp(dt A) h_{t-1} + dt x_t B_t^T,  y_t = h_t C_t + D x_t.
+The chunked form is the state-space duality of Mamba-2 (arXiv 2405.21060, section 6): inside a
+chunk it is a masked matrix product, between chunks a short loop carries the state. State maths
+is float32 whatever the model dtype. b batch, t tokens, h heads, p head_dim, g groups, n state.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from workers.model.config import ModelConfig
+from workers.model.norm import gated_group_norm
+from workers.model.weights import MambaWeights
+
+
+def _project(x: Tensor, weights: MambaWeights, config: ModelConfig) -> tuple[Tensor, ...]:
+    """Split in_proj(x) into gate [..., inner], conv input [..., conv_dim] and dt [..., h]."""
+    projected = functional.linear(x, weights.in_proj, weights.in_proj_bias)
+    sizes = [config.mamba_inner, config.conv_dim, config.mamba_num_heads]
+    return torch.split(projected, sizes, dim=-1)
+
+
+def _time_step(dt: Tensor, weights: MambaWeights) -> Tensor:
+    return functional.softplus(dt.float() + weights.dt_bias.float())
+
+
+def _split_heads(mixed: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Split the convolution's output into x [..., h, p], B and C [..., g, n], in float32."""
+    bc = config.mamba_groups * config.ssm_state_size
+    x, b, c = torch.split(mixed.float(), [config.mamba_inner, bc, bc], dim=-1)
+    return (
+        torch.unflatten(x, -1, (config.mamba_num_heads, config.mamba_head_dim)),
+        torch.unflatten(b, -1, (config.mamba_groups, config.ssm_state_size)),
+        torch.unflatten(c, -1, (config.mamba_groups, config.ssm_state_size)),
+    )
+
+
+def causal_conv(inputs: Tensor, history: Tensor, weights: MambaWeights) -> tuple[Tensor, Tensor]:
+    """Depthwise causal convolution with SiLU.
+
+    Args:
+        inputs: [b, t, conv_dim].
+        history: [b, conv_dim, K-1], the inputs before these, oldest first.
+        weights: its `conv` and `conv_bias` are used.
+
+    Returns:
+        The output [b, t, conv_dim] and the history for the tokens that follow.
+    """
+    channels, kernel = weights.conv.shape
+    padded = torch.cat([history.to(inputs.dtype), inputs.transpose(1, 2)], dim=-1)
+    mixed = functional.conv1d(padded, weights.conv.unsqueeze(1), weights.conv_bias, groups=channels)
+    return functional.silu(mixed).transpose(1, 2), padded[..., padded.shape[-1] - (kernel - 1) :]
+
+
+def chunked_scan(
+    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor, chunk_size: int
+) -> tuple[Tensor, Tensor]:
+    """Run the recurrence over t tokens from an initial state, without the D x term.
+
+    Args:
+        x: [b, t, h, p] float32.
+        dt: [b, t, h] float32, after softplus.
+        a: [h] float32, negative.
+        b: [b, t, g, n] float32.
+        c: [b, t, g, n] float32.
+        state: [b, h, p, n] float32, the state before the first token.
+        chunk_size: tokens per matrix product; changes speed and rounding, not the result.
+
+    Returns:
+        y [b, t, h, p] and the state after the last token.
+    """
+    batch, tokens, heads, head_dim = x.shape
+    groups, size = b.shape[2:]
+    share = heads // groups  # heads that use the same B and C
+    chunk = min(chunk_size, tokens)
+    padding = -tokens % chunk
+    if padding:
+        # dt = 0 leaves the state as it is, so padding at the end is harmless.
+        x, b, c = (functional.pad(item, (0, 0, 0, 0, 0, padding)) for item in (x, b, c))
+        dt = functional.pad(dt, (0, 0, 0, padding))
+    chunks = (tokens + padding) // chunk
+
+    # [b, chunks, g, share, chunk, ...]: heads of one group lie together.
+    steps = dt.view(batch, chunks, chunk, groups, share).permute(0, 1, 3, 4, 2)
+    inputs = x.view(batch, chunks, chunk, groups, share, head_dim).permute(0, 1, 3, 4, 2, 5)
+    inputs = inputs * steps.unsqueeze(-1)
+    b = b.view(batch, chunks, chunk, groups, size).transpose(2, 3)  # [b, chunks, g, chunk, n]
+    c = c.view(batch, chunks, chunk, groups, size).transpose(2, 3)
+
+    # Differences of cumulative sums lose digits when the sums are large, hence float64.
+    decay = torch.cumsum((steps * a.view(groups, share, 1)).double(), dim=-1)
+    causal = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).tril()
+    between = (decay.unsqueeze(-1) - decay.unsqueeze(-2)).float()
+    between = between.masked_fill(~causal, -torch.inf).exp()  # [b, chunks, g, share, chunk, chunk]
+    scores = (c @ b.transpose(-1, -2)).unsqueeze(3)
+    within = (scores * between) @ inputs
+
+    # What each chunk adds to the state, then the state that each chunk starts from.
+    to_end = (decay[..., -1:] - decay).float().exp().unsqueeze(-1)
+    decayed = (inputs * to_end).transpose(-1, -2).flatten(3, 4)  # [b, chunks, g, share p, chunk]
+    added = (decayed @ b).view(batch, chunks, heads, head_dim, size)
+    whole = decay[..., -1].float().exp().view(batch, chunks, heads, 1, 1)
+    starts = []
+    for index in range(chunks):
+        starts.append(state)
+        state = state * whole[:, index] + added[:, index]
+    start = torch.stack(starts, dim=1).view(batch, chunks, groups, share * head_dim, size)
+    carried = torch.unflatten(c @ start.transpose(-1, -2), -1, (share, head_dim)).transpose(3, 4)
+    y = within + carried * decay.float().exp().unsqueeze(-1)
+    y = y.permute(0, 1, 4, 2, 3, 5).reshape(batch, chunks * chunk, heads, head_dim)
+    return y[:, :tokens], state
+
+
+def mix_sequence(
+    x: Tensor, history: Tensor, state: Tensor, weights: MambaWeights, config: ModelConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The mixer over t new tokens of each of b sequences.
+
+    Args:
+        x: [b, t, d], normed.
+        history: [b, conv_dim, K-1], conv inputs before these tokens (zeros at the start).
+        state: [b, h, p, n] float32, SSM state before these tokens (zeros at the start).
+        weights: the layer.
+        config: the shape.
+
+    Returns:
+        The output [b, t, d], the new history and the new state.
+    """
+    gate, mixed, dt = _project(x, weights, config)
+    mixed, history = causal_conv(mixed, history, weights)
+    values, b, c = _split_heads(mixed, config)
+    # transformers bounds dt from below here but not in its one-token step; so do we.
+    steps = _time_step(dt, weights).clamp(min=config.time_step_min)
+    a = -torch.exp(weights.a_log.float())
+    y, state = chunked_scan(values, steps, a, b, c, state, config.chunk_size)
+    return _finish(y, values, gate, weights, config), history, state
+
+
+def mix_step(
+    x: Tensor, history: Tensor, state: Tensor, weights: MambaWeights, config: ModelConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The mixer over one new token of each of b sequences.
+
+    Args:
+        x: [b, d], normed.
+        history: [b, conv_dim, K-1].
+        state: [b, h, p, n] float32.
+        weights: the layer.
+        config: the shape.
+
+    Returns:
+        The output [b, d], the new history and the new state.
+    """
+    gate, mixed, dt = _project(x, weights, config)
+    mixed, history = causal_conv(mixed.unsqueeze(1), history, weights)
+    values, b, c = _split_heads(mixed.squeeze(1), config)
+    steps = _time_step(dt, weights)  # [b, h]
+    decay = torch.exp(steps * -torch.exp(weights.a_log.float()))
+    share = config.mamba_num_heads // config.mamba_groups
+    b, c = b.repeat_interleave(share, dim=1), c.repeat_interleave(share, dim=1)  # [b, h, n]
+    added = (values * steps.unsqueeze(-1)).unsqueeze(-1) * b.unsqueeze(-2)
+    state = state * decay[..., None, None] + added
+    y = (state @ c.unsqueeze(-1)).squeeze(-1)
+    return _finish(y, values, gate, weights, config), history, state
+
+
+def _finish(
+    y: Tensor, values: Tensor, gate: Tensor, weights: MambaWeights, config: ModelConfig
+) -> Tensor:
+    """Add D x, apply the gated norm and project back to d."""
+    y = (y + values * weights.skip.float().unsqueeze(-1)).flatten(-2)
+    normed = gated_group_norm(y, gate, weights.norm, config.mamba_groups, config.layer_norm_epsilon)
+    return functional.linear(normed, weights.out_proj, weights.out_proj_bias)

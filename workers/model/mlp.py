@@ -1,0 +1,19 @@
+"""The non-gated MLP with squared ReLU: the `-` layer and the shared expert of the MoE."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+from workers.model.weights import MlpWeights
+
+
+def relu2(x: Tensor) -> Tensor:
+    """max(x, 0)^2, the activation of every MLP and expert in the model."""
+    return functional.relu(x).square()
+
+
+def mix(x: Tensor, weights: MlpWeights) -> Tensor:
+    """down(relu2(up(x))); x and result [..., d]."""
+    hidden = relu2(functional.linear(x, weights.up, weights.up_bias))
+    return functional.linear(hidden, weights.down, weights.down_bias)

@@ -1,0 +1,268 @@
+"""One worker as a process: an engine behind the gRPC Worker service, registered in the directory.
+
+It runs inside a Ray Serve replica's event loop, or alone: `python -m workers.server` reads a
+WorkerConfig as JSON from standard input, prints its WorkerRecord when it is ready, and stops on
+SIGTERM or when standard input closes, so that it never outlives its parent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from protos.tandem.v1 import worker_pb2, worker_pb2_grpc
+from protos.tandem.v1.common_pb2 import REASON_WORKER_LOST
+from workers.config import WorkerConfig
+from workers.engine.commands import Cancel
+from workers.engine.events import Credits, StepEvents
+from workers.engine.loop import EngineLoop
+from workers.engine.native.loading import load_native_engine
+from workers.registry import WorkerDirectory, WorkerRecord, keep_registered
+from workers.session import ProtocolError, RouterSession, SessionEvent
+from workers.telemetry import start_tracing
+
+_LOG = logging.getLogger(__name__)
+_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+# Keys of one session stay disjoint from those of this many others.
+_MAX_SESSIONS = 4096
+
+
+class WorkerService(worker_pb2_grpc.WorkerServicer):
+    """Routes commands of every session to the one engine, and its events back."""
+
+    def __init__(self, worker_id: str) -> None:
+        self._worker_id = worker_id
+        self._engine: EngineLoop | None = None
+        self._sessions: dict[int, RouterSession] = {}
+        self._credits: Credits | None = None
+        self._next_session = 0
+
+    def attach(self, engine: EngineLoop) -> None:
+        self._engine = engine
+
+    async def Session(  # noqa: N802 - the name is the protocol's
+        self,
+        request_iterator: AsyncIterator[worker_pb2.SessionCommand],
+        context: grpc.aio.ServicerContext[worker_pb2.SessionCommand, worker_pb2.SessionEvents],
+    ) -> AsyncIterator[worker_pb2.SessionEvents]:
+        assert self._engine is not None
+        number = self._free_number()
+        session = RouterSession(number, _MAX_SESSIONS, self._worker_id)
+        first = await anext(aiter(request_iterator), None)
+        if first is None or first.WhichOneof("command") != "hello":
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "the first command is hello")
+        self._sessions[number] = session
+        if self._credits is not None:
+            session.add_credits(self._credits)
+        reader = asyncio.ensure_future(self._read(session, request_iterator))
+        writer: asyncio.Future[worker_pb2.SessionEvents] | None = None
+        try:
+            while not reader.done():
+                writer = asyncio.ensure_future(session.next_message())
+                await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+                if writer.done():
+                    yield writer.result()
+            try:
+                reader.result()
+            except ProtocolError as error:
+                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        finally:
+            reader.cancel()
+            if writer is not None:
+                writer.cancel()
+            del self._sessions[number]
+            for key in session.open_keys:
+                self._engine.post(Cancel(key, REASON_WORKER_LOST))
+
+    def _free_number(self) -> int:
+        while self._next_session % _MAX_SESSIONS in self._sessions:
+            self._next_session += 1
+        number = self._next_session % _MAX_SESSIONS
+        self._next_session += 1
+        return number
+
+    async def _read(
+        self, session: RouterSession, commands: AsyncIterator[worker_pb2.SessionCommand]
+    ) -> None:
+        assert self._engine is not None
+        async for message in commands:
+            command = session.command(message)
+            if command is not None:
+                self._engine.post(command)
+
+    def deliver(self, events: StepEvents) -> None:
+        """Give each session its part of what one engine step said."""
+        if events.credits is not None:
+            self._credits = events.credits
+            for every in self._sessions.values():
+                every.add_credits(events.credits)
+        for row in events.tokens:
+            if (session := self._owner_of(row.key)) is not None:
+                session.add_tokens(row)
+        others: list[SessionEvent] = [
+            *events.reserved,
+            *events.prefill_done,
+            *events.state_arrived,
+            *events.ended,
+        ]
+        for event in others:
+            if (session := self._owner_of(event.key)) is not None:
+                session.add(event)
+
+    def _owner_of(self, key: int) -> RouterSession | None:
+        """The session of a key; None when it has gone, and its requests are being cancelled."""
+        return self._sessions.get(key % _MAX_SESSIONS)
+
+
+class WorkerServer:
+    """Starts and stops everything that one worker is."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self._config = config
+        self._tracing = start_tracing(f"tandem-{config.role}", config.trace)
+        self._grpc = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+                ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+        self._service = WorkerService(config.worker_id)
+        self._engine: EngineLoop | None = None
+        self._stopping = asyncio.Event()
+        self._lease: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._directory: WorkerDirectory | None = None
+
+    async def start(self) -> WorkerRecord:
+        """Load the model, serve, and register; returns what the directory says of this worker.
+
+        Raises CheckpointError for a checkpoint that cannot be loaded, and OSError for a port that
+        cannot be bound.
+        """
+        config = self._config
+        loaded = await asyncio.to_thread(load_native_engine, config, self._tracing)
+        loop = asyncio.get_running_loop()
+        self._engine = EngineLoop(
+            loaded.engine, lambda events: loop.call_soon_threadsafe(self._service.deliver, events)
+        )
+        self._service.attach(self._engine)
+        worker_pb2_grpc.add_WorkerServicer_to_server(self._service, self._grpc)
+        health_service = health.aio.HealthServicer()  # type: ignore[attr-defined]  # not in the stubs
+        await health_service.set("", health_pb2.HealthCheckResponse.SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(health_service, self._grpc)
+        service_name = worker_pb2.DESCRIPTOR.services_by_name["Worker"].full_name
+        reflection.enable_server_reflection(
+            (service_name, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc
+        )
+        try:
+            port = self._grpc.add_insecure_port(f"{config.host}:{config.port}")
+        except RuntimeError as error:
+            raise OSError(f"worker cannot listen on {config.host}:{config.port}") from error
+        self._engine.start()
+        await self._grpc.start()
+        record = WorkerRecord(
+            worker_id=config.worker_id,
+            role=config.role,
+            engine="native",
+            address=f"{config.host}:{port}",
+            model_name=config.model_name,
+            model_fingerprint=loaded.model_fingerprint,
+            epoch=loaded.epoch,
+            max_model_tokens=loaded.max_model_tokens,
+            vocab_size=loaded.vocab_size,
+            layout=config.layout,
+            pid=os.getpid(),
+            started_unix_s=time.time(),
+        )
+        self._watch = asyncio.create_task(self._end_on_failure())
+        if config.store_url is not None:
+            self._directory = WorkerDirectory(config.store_url, config.cluster)
+            self._lease = asyncio.create_task(
+                keep_registered(self._directory, record, config.lease_ms, self._stopping)
+            )
+        return record
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the engine, if something did."""
+        return self._engine.failure if self._engine is not None else None
+
+    async def wait_failed(self) -> BaseException:
+        """Wait until the engine fails; for whoever watches over this worker."""
+        assert self._engine is not None
+        # Several may wait; one that gives up must not take the future from the others.
+        return await asyncio.shield(asyncio.wrap_future(self._engine.failed))
+
+    async def _end_on_failure(self) -> None:
+        """Break the sessions of a failed engine, so that routers learn of it at once."""
+        await self.wait_failed()
+        self._stopping.set()
+        await self._grpc.stop(None)
+
+    async def stop(self, grace_s: float = 1.0) -> None:
+        """Withdraw, end the sessions and free everything; safe after a start that failed."""
+        self._stopping.set()
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._lease is not None:
+            await self._lease
+        if self._directory is not None:
+            await self._directory.close()
+        await self._grpc.stop(grace_s)
+        if self._engine is not None:
+            await asyncio.to_thread(self._engine.stop)
+        self._tracing.close()
+
+
+async def _serve(config: WorkerConfig) -> int:
+    """Serve until told to stop; the exit status says whether the engine failed."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    server = WorkerServer(config)
+    waiters: list[asyncio.Future[object]] = []
+    try:
+        record = await server.start()
+        print(record.to_json(), flush=True)  # noqa: T201 - the parent reads this line
+        parent = asyncio.StreamReader()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(parent), sys.stdin)
+        waiters = [
+            asyncio.ensure_future(waiter)
+            for waiter in (stop.wait(), parent.read(1), server.wait_failed())
+        ]
+        await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for waiter in waiters:
+            waiter.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await server.stop()
+    if server.failure is not None:
+        _LOG.error("engine failed", exc_info=server.failure)
+        return 1
+    return 0
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    config = WorkerConfig.from_json(sys.stdin.readline())
+    try:
+        sys.exit(asyncio.run(_serve(config)))
+    except (OSError, ValueError) as error:
+        # One line on stderr that the parent can show; a person can do nothing with a stack.
+        sys.exit(f"worker {config.worker_id} did not start: {error}")
+
+
+if __name__ == "__main__":
+    main()

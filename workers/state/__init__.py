@@ -1,0 +1,1 @@
+"""Where the state of requests lives: its sizes, who holds which part of it, and its addresses."""

@@ -1,0 +1,102 @@
+"""How many bytes the state of one request takes.
+
+Exists so that pools, layouts and hand-offs count with the same numbers, derived once from the
+model's shape instead of from tensors that happen to be at hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from workers.model.config import ModelConfig
+
+SSM_DTYPE: Final = torch.float32
+
+
+@dataclass(frozen=True, slots=True)
+class StateGeometry:
+    """Shape of the state of one model on one rank. A kind without layers takes no bytes."""
+
+    attn_layers: int
+    kv_heads: int
+    head_dim: int
+    mamba_layers: int
+    conv_dim: int
+    conv_kernel: int
+    ssm_heads: int
+    ssm_head_dim: int
+    ssm_state_size: int
+    block_tokens: int
+    dtype: torch.dtype  # of KV and conv; SSM state is always float32
+
+    def __post_init__(self) -> None:
+        if self.block_tokens < 1:
+            raise ValueError(f"block_tokens {self.block_tokens}: must be at least 1, e.g. 16")
+        if self.mamba_layers and self.conv_kernel < 2:
+            raise ValueError(
+                f"conv_kernel {self.conv_kernel}: Mamba layers need a kernel of at least 2; "
+                "correct conv_kernel in the model's config.json"
+            )
+
+    @classmethod
+    def from_config(
+        cls, config: ModelConfig, *, block_tokens: int, dtype: torch.dtype
+    ) -> StateGeometry:
+        """State of the backbone of `config` when the model runs in `dtype`."""
+        return cls(
+            attn_layers=config.attention_layers,
+            kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            mamba_layers=config.mamba_layers,
+            conv_dim=config.conv_dim,
+            conv_kernel=config.conv_kernel,
+            ssm_heads=config.mamba_num_heads,
+            ssm_head_dim=config.mamba_head_dim,
+            ssm_state_size=config.ssm_state_size,
+            block_tokens=block_tokens,
+            dtype=dtype,
+        )
+
+    @property
+    def kv_block_shape(self) -> tuple[int, ...]:
+        """[attention layers, key or value, KV heads, tokens, head dim] of one block."""
+        return (self.attn_layers, 2, self.kv_heads, self.block_tokens, self.head_dim)
+
+    @property
+    def conv_shape(self) -> tuple[int, ...]:
+        """[Mamba layers, channels, inputs kept] of one slot."""
+        return (self.mamba_layers, self.conv_dim, max(self.conv_kernel - 1, 0))
+
+    @property
+    def ssm_shape(self) -> tuple[int, ...]:
+        """[Mamba layers, heads, head dim, state size] of one slot."""
+        return (self.mamba_layers, self.ssm_heads, self.ssm_head_dim, self.ssm_state_size)
+
+    @property
+    def kv_block_bytes(self) -> int:
+        """Bytes of one KV block, all layers."""
+        return _product(self.kv_block_shape) * self.dtype.itemsize
+
+    @property
+    def conv_slot_bytes(self) -> int:
+        """Bytes of the conv state of one request, all layers."""
+        return _product(self.conv_shape) * self.dtype.itemsize
+
+    @property
+    def ssm_slot_bytes(self) -> int:
+        """Bytes of the SSM state of one request, all layers."""
+        return _product(self.ssm_shape) * SSM_DTYPE.itemsize
+
+    def blocks_for(self, tokens: int) -> int:
+        """KV blocks that hold `tokens` tokens."""
+        return -(-tokens // self.block_tokens)
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    result = 1
+    for size in shape:
+        result *= size
+    return result
