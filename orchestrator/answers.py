@@ -5,13 +5,13 @@ from __future__ import annotations
 from protos.tandem.v1 import common_pb2, inference_pb2
 
 _FINISH = {
-    common_pb2.REASON_STOP_TOKEN: "stop",
-    common_pb2.REASON_STOP_STRING: "stop",
-    common_pb2.REASON_LENGTH: "length",
+    int(common_pb2.REASON_STOP_TOKEN): "stop",
+    int(common_pb2.REASON_STOP_STRING): "stop",
+    int(common_pb2.REASON_LENGTH): "length",
 }
 
 
-def finish_reason(reason: common_pb2.ReasonCode) -> str:
+def finish_reason(reason: common_pb2.ReasonCode.ValueType) -> str:
     """stop, length, or the reason's own name for anything that is no regular end."""
     if reason in _FINISH:
         return _FINISH[reason]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import NoReturn, Self, cast
 
 import grpc
 
@@ -51,7 +51,7 @@ class Client:
         except grpc.RpcError as error:
             self._raise(error)
         finally:
-            call.cancel()
+            call.cancel()  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         self._channel.close()
@@ -68,9 +68,10 @@ class Client:
         self.close()
 
     def _raise(self, error: grpc.RpcError) -> NoReturn:
-        assert isinstance(error, grpc.Call)
-        code = error.code()
-        details = error.details() or code.name
+        # What a call raises is both an RpcError and a Call, which the stubs cannot say.
+        call = cast(grpc.Call, error)
+        code = call.code()
+        details = call.details() or code.name
         if code is grpc.StatusCode.UNAVAILABLE and "connect" in details.lower():
             details = f"no cluster answers at {self.address}"
         raise UserError(details, _REASONS.get(code, "")) from error

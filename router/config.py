@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -28,6 +29,8 @@ class PriorityClass:
 class RouterConfig:
     """`classes` come strictest first. Workers are read from the directory at `store_url`; without
     one they are exactly `workers`. Port 0 asks for any free port."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     model_path: str
     model_name: str
@@ -61,4 +64,4 @@ class RouterConfig:
 
 @cache
 def _adapter() -> TypeAdapter[RouterConfig]:
-    return TypeAdapter(RouterConfig, config=ConfigDict(extra="forbid"))
+    return TypeAdapter(RouterConfig)

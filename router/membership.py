@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 from protos.tandem.v1 import worker_pb2
 from router.core.events import Event
@@ -24,6 +24,16 @@ class Membership:
         self._emit = emit
         self._sessions: dict[str, Session] = {}
         self._strangers: set[str] = set()
+
+    @property
+    def max_model_tokens(self) -> int:
+        """What every worker can take; 0 while there is none."""
+        return min((record.max_model_tokens for record in self.records), default=0)
+
+    @property
+    def vocab_size(self) -> int:
+        """The vocabulary that every worker has; 0 while there is none."""
+        return min((record.vocab_size for record in self.records), default=0)
 
     @property
     def records(self) -> list[WorkerRecord]:
@@ -89,11 +99,3 @@ class Membership:
                 self._model_name,
             )
         return False
-
-
-def smallest_limit(values: Iterable[int], otherwise: int | None) -> int:
-    """What all workers can do; without workers what the model's files say, and 0 for unknown."""
-    return min(values, default=otherwise or 0)
-
-
-Leases = Mapping[str, float]

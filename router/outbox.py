@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from protos.tandem.v1 import common_pb2
 from router.core.instructions import Finish
 from router.core.reasons import WELL
-from router.requests import Delta, Finished
 from router.report import report_message
+from router.requests import Delta, Finished
 from router.text.stream import TextStream
 
 

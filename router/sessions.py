@@ -38,9 +38,7 @@ _CHANNEL_OPTIONS = (
 class Session:
     """Keeps a session with `record`'s worker until closed. Owned by the router's event loop."""
 
-    def __init__(
-        self, record: WorkerRecord, router_id: str, emit: Callable[[Event], None]
-    ) -> None:
+    def __init__(self, record: WorkerRecord, router_id: str, emit: Callable[[Event], None]) -> None:
         """`emit` is called with each event, in order, from the event loop."""
         self.record = record
         self._router_id = router_id
@@ -73,13 +71,17 @@ class Session:
         worker_id = self.record.worker_id
         wait_s = _FIRST_RETRY_S
         while True:
-            detail = "its session was closed"
+            detail = "it left the directory"
             try:
                 detail = await self._serve()
             except grpc.aio.AioRpcError as error:
                 detail = f"its session broke ({error.code().name}: {error.details()})"
             except (ProtocolError, OSError) as error:
                 detail = str(error) or type(error).__name__
+            except Exception:  # noqa: BLE001
+                # A fault of ours must not cost more than this session.
+                _LOG.exception("worker %s: its session failed", worker_id)
+                detail = "the router failed on what it sent"
             finally:
                 self._commands = None
                 if self.connected.is_set():
@@ -99,31 +101,31 @@ class Session:
             overflow = asyncio.ensure_future(self._overflow.wait())
             overflow.add_done_callback(lambda _: call.cancel())
             try:
-                await self._welcome(call)
-                while (message := await call.read()) is not grpc.aio.EOF:
+                messages = aiter(call)
+                async with asyncio.timeout(_WELCOME_TIMEOUT_S):
+                    first = await anext(messages, None)
+                self._welcome(first)
+                async for message in messages:
                     self._take(message)
             except asyncio.CancelledError:
-                if not self._overflow.is_set():
+                # gRPC raises this as well when the call, not this task, was cancelled.
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
                     raise
-                return "it stopped reading its commands"
+                full = self._overflow.is_set()
+                return "it stopped reading its commands" if full else "it cancelled its session"
             finally:
                 overflow.cancel()
                 call.cancel()
         return "it closed its session"
 
-    async def _welcome(
-        self,
-        call: grpc.aio.StreamStreamCall[worker_pb2.SessionCommand, worker_pb2.SessionEvents],
-    ) -> None:
+    def _welcome(self, message: worker_pb2.SessionEvents | None) -> None:
         record = self.record
-        async with asyncio.timeout(_WELCOME_TIMEOUT_S):
-            message = await call.read()
-        if message is grpc.aio.EOF or not message.HasField("welcome"):
+        if message is None or not message.HasField("welcome"):
             raise ProtocolError("it did not welcome the router")
         if message.welcome.worker_id != record.worker_id:
-            raise ProtocolError(
-                f"{record.address} is worker {message.welcome.worker_id!r}, not {record.worker_id!r}"
-            )
+            found = message.welcome.worker_id
+            raise ProtocolError(f"{record.address} is worker {found!r}, not {record.worker_id!r}")
         self.connected.set()
         version = f"{record.model_fingerprint}@{record.epoch}"
         self._emit(WorkerJoined(record.worker_id, record.role, version))

@@ -96,14 +96,16 @@ SHAPES: dict[str, Shape] = {
 def build_reference(shape: Shape, seed: int) -> NemotronHForCausalLM:
     """A float32 transformers model with seeded weights whose logits are not degenerate."""
     fields = {name: value for name, value in asdict(shape).items() if name != "pattern"}
-    config = NemotronHConfig(
-        layers_block_type=[_NAMES[letter] for letter in shape.pattern],
-        max_position_embeddings=8192,
-        attn_implementation="sdpa",
-        experts_implementation="eager",  # the grouped kernel refuses odd sizes
-        **fields,
+    config = NemotronHConfig.from_dict(
+        {
+            "layers_block_type": [_NAMES[letter] for letter in shape.pattern],
+            "max_position_embeddings": 8192,
+            "attn_implementation": "sdpa",
+            "experts_implementation": "eager",  # the grouped kernel refuses odd sizes
+            **fields,
+        }
     )
-    model = NemotronHForCausalLM(config).float().eval()
+    model = _for_inference(NemotronHForCausalLM(config))
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -197,7 +199,13 @@ def load_reference(folder: Path) -> NemotronHForCausalLM:
         folder, dtype=torch.float32, attn_implementation="sdpa", experts_implementation="eager"
     )
     assert isinstance(model, NemotronHForCausalLM)
-    return model.eval()
+    return _for_inference(model)
+
+
+def _for_inference(model: NemotronHForCausalLM) -> NemotronHForCausalLM:
+    for module in model.modules():
+        module.training = False
+    return model
 
 
 @torch.no_grad()

@@ -101,7 +101,8 @@ def demo(
                 stopped = cluster.stop(report)
             from orchestrator.cli.up import stop_summary
 
-            print(stop_summary(stopped), flush=True)
+            if stopped.processes:
+                print(stop_summary(stopped), flush=True)
     if stopped.left_behind:
         raise UserError("the demo left processes behind")
     if len(answers) < len(PROMPTS):

@@ -8,7 +8,7 @@ from orchestrator.runtime.run_file import RunFiles, RunRecord
 
 def running_cluster(address: str | None) -> RunRecord:
     """The one running cluster of this user, or the one at `address`. Raises UserError."""
-    records = [record for record in RunFiles().read_all().values() if record.alive]
+    records = RunFiles().running()
     if address is not None:
         records = [record for record in records if record.grpc == address]
     if not records:

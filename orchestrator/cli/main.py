@@ -9,14 +9,14 @@ import typer
 from orchestrator.cli.batch import batch
 from orchestrator.cli.demo import demo
 from orchestrator.cli.down import down
+from orchestrator.cli.failures import debug as debug_setting
+from orchestrator.cli.failures import reported
 from orchestrator.cli.generate import generate
-from orchestrator.cli.group import TandemGroup
 from orchestrator.cli.status import status
 from orchestrator.cli.up import up
 
 app = typer.Typer(
     name="tandem",
-    cls=TandemGroup,
     help="Serve one model from a prefill pool and a decode pool.",
     no_args_is_help=True,
     add_completion=False,
@@ -41,11 +41,11 @@ def _root(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    pass
+    debug_setting.set(debug)
 
 
 for _command in (up, down, status, generate, batch, demo):
-    app.command()(_command)
+    app.command()(reported(_command))
 
 
 def main() -> None:

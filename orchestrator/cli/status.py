@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli.terminal import print_json
+
+_UNBOUNDED = 200
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,7 +40,9 @@ def status(
         f"{answer.model} at {endpoint}: {answer.running_requests} running, "
         f"{answer.queued_requests} queued"
     )
-    Console().print(_table(answer))
+    # A file or a pipe has no width to keep to.
+    console = Console() if sys.stdout.isatty() else Console(width=_UNBOUNDED)
+    console.print(_table(answer))
 
 
 def _as_dict(endpoint: str, answer: admin_pb2.GetStatusResponse) -> dict[str, object]:
@@ -59,6 +64,8 @@ def _as_dict(endpoint: str, answer: admin_pb2.GetStatusResponse) -> dict[str, ob
                 "total_tokens": worker.total_tokens,
                 "lease_remaining_s": round(worker.lease_remaining_s, 3),
                 "uptime_s": round(worker.uptime_s, 3),
+                "pid": worker.pid,
+                "layout": worker.layout,
             }
             for worker in answer.workers
         ],
@@ -68,21 +75,20 @@ def _as_dict(endpoint: str, answer: admin_pb2.GetStatusResponse) -> dict[str, ob
 def _table(answer: admin_pb2.GetStatusResponse) -> Table:
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("WORKER", "ROLE", "ENGINE", "ADDRESS", "STATE"):
-        table.add_column(heading)
-    for heading in ("RUNNING", "FREE SLOTS", "FREE TOKENS", "LEASE", "UP"):
-        table.add_column(heading, justify="right")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in ("WORKER", "ROLE", "ADDRESS", "STATE"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("RUN", "SLOTS", "TOKENS", "LEASE", "UP"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for worker in sorted(answer.workers, key=lambda w: (w.role != "prefill", w.worker_id)):
         table.add_row(
             worker.worker_id,
             worker.role,
-            worker.engine,
             worker.address,
-            "connected" if worker.connected else "connecting",
+            "ready" if worker.connected else "connecting",
             str(worker.running_requests),
             str(worker.request_slots),
-            f"{worker.free_tokens} of {worker.total_tokens}",
+            str(worker.free_tokens),
             f"{worker.lease_remaining_s:.1f} s",
             _duration(worker.uptime_s),
         )

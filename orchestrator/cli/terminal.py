@@ -1,4 +1,4 @@
-"""How commands talk to people: answers on stdout, everything else on stderr, motion on terminals."""
+"""How commands talk: answers on stdout, all else on stderr, motion on terminals only."""
 
 from __future__ import annotations
 

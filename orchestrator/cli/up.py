@@ -95,7 +95,8 @@ def _run(spec: ClusterSpec) -> None:
         finally:
             with progress() as report:
                 stopped = cluster.stop(report)
-            print(stop_summary(stopped), flush=True)
+            if stopped.processes:
+                print(stop_summary(stopped), flush=True)
     if stopped.left_behind:
         raise typer.Exit(1)
 
@@ -125,7 +126,7 @@ def _welcome(cluster: LocalCluster, seconds: float) -> Iterable[str]:
     yield "  tandem status"
     yield f"  curl http://{endpoints.http}/v1/completions -H 'Content-Type: application/json' \\"
     yield f'    -d \'{{"model": "{spec.model.name}", "prompt": "The", "max_tokens": 40}}\''
-    yield f'  grpcurl -plaintext -d \'{{"text": "The", "sampling": {{"max_tokens": 40}}}}\' \\'
+    yield '  grpcurl -plaintext -d \'{"text": "The", "sampling": {"max_tokens": 40}}\' \\'
     yield f"    {endpoints.grpc} tandem.v1.Inference/Generate"
     yield "Ctrl-C here, or `tandem down` elsewhere, stops it."
     for name, address in (("gRPC", endpoints.grpc), ("HTTP", endpoints.http)):

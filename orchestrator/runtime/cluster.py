@@ -7,6 +7,8 @@ same code as an orderly stop.
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 import os
 import secrets
 import shutil
@@ -20,11 +22,11 @@ import psutil
 
 from orchestrator.client import Client
 from orchestrator.errors import UserError
-from orchestrator.runtime.child import Interrupted, never
+from orchestrator.runtime.child import Child, Interrupted, never
 from orchestrator.runtime.leftovers import MARK, end_leftovers, processes_of
 from orchestrator.runtime.local_ray import start_ray, stop_ray
 from orchestrator.runtime.pools import Pools
-from orchestrator.runtime.ports import check_free
+from orchestrator.runtime.ports import check_free, free_port
 from orchestrator.runtime.preflight import check_model
 from orchestrator.runtime.router_process import Endpoints, RouterProcess
 from orchestrator.runtime.run_file import RunFiles, RunRecord, log_folder
@@ -32,7 +34,9 @@ from orchestrator.runtime.store import EmbeddedStore, check_store
 from orchestrator.spec import ClusterSpec, refuse_unbuilt
 from protos.tandem.v1 import admin_pb2
 
+_LOG = logging.getLogger(__name__)
 _POLL_S = 0.2
+_GUARDIAN_READY_S = 20.0
 _POOLS_READY_S = 900.0
 _CONNECTED_S = 30.0
 
@@ -47,7 +51,7 @@ def _silent(message: str) -> None:
 class StopReport:
     """What a stop found."""
 
-    processes: int              # that belonged to the cluster when the stop began
+    processes: int  # that belonged to the cluster when the stop began
     ended_by_force: tuple[str, ...]
     left_behind: tuple[str, ...]
 
@@ -78,19 +82,36 @@ class LocalCluster:
         """
         spec = self.spec
         self._report = report
+        _refuse_second(spec)
         check_free(spec.router.grpc, "gRPC", "--grpc")
         check_free(spec.router.http, "HTTP", "--http")
         check_model(spec.model.path)
         self.log_dir = log_folder(self.id)
         os.environ[MARK] = self.id
         self._undo.callback(os.environ.pop, MARK, None)
+        # Ray puts sockets here, and their paths may not be longer than about 100 characters.
+        temp_dir = Path(tempfile.mkdtemp(prefix="tandem-", dir="/tmp"))
+        self._undo.callback(shutil.rmtree, temp_dir, ignore_errors=True)
+        self._start_guardian(self.log_dir, temp_dir, interrupted)
         store_url = self._start_store(self.log_dir, interrupted)
-        temp_dir = self._start_ray(interrupted)
+        self._start_ray(temp_dir, interrupted)
         self._start_pools(store_url, self.log_dir, interrupted)
         self._start_router(store_url, self.log_dir, interrupted)
         assert self.endpoints is not None
         self._publish(self.endpoints, self.log_dir, temp_dir)
         return self.endpoints
+
+    def _start_guardian(
+        self, log_dir: Path, temp_dir: Path, interrupted: Callable[[], bool]
+    ) -> None:
+        guardian = Child(
+            "the guardian",
+            ["orchestrator.runtime.guardian"],
+            json.dumps({"cluster": self.id, "temp_dir": str(temp_dir)}),
+            log_dir / "guardian.log",
+        )
+        self._undo.callback(guardian.stop)
+        guardian.wait_ready(_GUARDIAN_READY_S, interrupted)
 
     def _start_store(self, log_dir: Path, interrupted: Callable[[], bool]) -> str:
         if self.spec.store != "embedded":
@@ -102,13 +123,10 @@ class LocalCluster:
         self._undo.callback(self._store.stop)
         return self._store.url
 
-    def _start_ray(self, interrupted: Callable[[], bool]) -> Path:
+    def _start_ray(self, temp_dir: Path, interrupted: Callable[[], bool]) -> None:
         if interrupted():
             raise Interrupted
         self._report("starting Ray")
-        # Ray puts sockets here, and their paths may not be longer than about 100 characters.
-        temp_dir = Path(tempfile.mkdtemp(prefix="tandem-", dir="/tmp"))  # noqa: S108 - unique, 0700
-        self._undo.callback(shutil.rmtree, temp_dir, ignore_errors=True)
         self._undo.callback(self._end_ray)
         pools = (self.spec.prefill, self.spec.decode)
         start_ray(
@@ -116,15 +134,12 @@ class LocalCluster:
             cpus=sum(pool.workers.max * pool.resources.cpu for pool in pools),
             gpus=any(pool.resources.gpu for pool in pools),
         )
-        return temp_dir
 
     def _end_ray(self) -> None:
         self._report("stopping Ray")
         stop_ray()
 
-    def _start_pools(
-        self, store_url: str, log_dir: Path, interrupted: Callable[[], bool]
-    ) -> None:
+    def _start_pools(self, store_url: str, log_dir: Path, interrupted: Callable[[], bool]) -> None:
         if interrupted():
             raise Interrupted
         self._report("starting workers")
@@ -143,9 +158,7 @@ class LocalCluster:
             self._report(f"starting workers: {progress.ready} of {progress.wanted} ready")
             time.sleep(_POLL_S)
 
-    def _start_router(
-        self, store_url: str, log_dir: Path, interrupted: Callable[[], bool]
-    ) -> None:
+    def _start_router(self, store_url: str, log_dir: Path, interrupted: Callable[[], bool]) -> None:
         self._report("starting the router")
         self._router = RouterProcess(self.spec, store_url, self.id, log_dir)
         self._undo.callback(self._stop_router, self._router)
@@ -200,6 +213,8 @@ class LocalCluster:
         forced: list[str] = []
         try:
             self._undo.close()
+        except Exception:  # noqa: BLE001 - whatever broke, the sweep below ends what is left
+            _LOG.warning("a part of the cluster did not stop in order", exc_info=True)
         finally:
             self._store = None
             self._router = None
@@ -208,6 +223,18 @@ class LocalCluster:
                 forced = end_leftovers(self.id)
         left = tuple(f"{process.name()} (pid {process.pid})" for process in processes_of(self.id))
         return StopReport(processes, tuple(forced), left)
+
+
+def _refuse_second(spec: ClusterSpec) -> None:
+    """Tell a second `up` on the same ports what is there, rather than only that they are taken."""
+    port = spec.router.grpc.rpartition(":")[2]
+    for record in RunFiles().running():
+        if record.grpc.rpartition(":")[2] == port:
+            raise UserError(
+                f"a cluster is already running at {record.grpc} (pid {record.pid})",
+                "stop it with `tandem down`, or choose other ports: "
+                f"--grpc 127.0.0.1:{free_port()} --http 127.0.0.1:{free_port()}",
+            )
 
 
 def _connected(status: admin_pb2.GetStatusResponse) -> int:

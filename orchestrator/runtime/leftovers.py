@@ -8,6 +8,7 @@ matters after a stop: is anything left?
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import psutil
 
@@ -21,9 +22,7 @@ def processes_of(cluster: str) -> list[psutil.Process]:
         if process.pid == os.getpid():
             continue
         try:
-            if process.status() == psutil.STATUS_ZOMBIE:
-                continue
-            if process.environ().get(MARK) == cluster:
+            if process.status() != psutil.STATUS_ZOMBIE and _marked(process, cluster):
                 found.append(process)
         except (psutil.Error, OSError):
             # Gone by now, or another user's: not ours.
@@ -31,14 +30,24 @@ def processes_of(cluster: str) -> list[psutil.Process]:
     return found
 
 
-def end_leftovers(cluster: str, patience_s: float = 10.0, kill_s: float = 5.0) -> list[str]:
+def _marked(process: psutil.Process, cluster: str) -> bool:
+    raw = Path(f"/proc/{process.pid}/environ")
+    if not raw.exists():
+        return process.environ().get(MARK) == cluster
+    # A process that changes its title overwrites the beginning of its environment with zeros,
+    # where psutil stops to read; the mark came last and is still there.
+    return f"{MARK}={cluster}".encode() in raw.read_bytes().split(b"\0")
+
+
+def end_leftovers(cluster: str, patience_s: float = 5.0, kill_s: float = 5.0) -> list[str]:
     """Wait for a stopped cluster's processes to go, end those that stay; returns whom it ended."""
     _, staying = psutil.wait_procs(processes_of(cluster), timeout=patience_s)
     ended = []
     for process in staying:
         try:
-            ended.append(f"{process.name()} (pid {process.pid})")
+            name = f"{process.name()} (pid {process.pid})"
             process.kill()
+            ended.append(name)
         except psutil.NoSuchProcess:
             continue
     psutil.wait_procs(staying, timeout=kill_s)

@@ -11,6 +11,8 @@ import os
 import signal
 from pathlib import Path
 
+from orchestrator.runtime.child import Interrupted
+
 _OBJECT_STORE_BYTES = 80 * 2**20  # nearly Ray's minimum: tokens and weights never pass through it
 
 _ENVIRONMENT = {
@@ -26,11 +28,23 @@ def start_ray(temp_dir: Path, cpus: int, gpus: bool) -> None:
     """Start Ray and connect to it. `cpus` are logical ones: Ray counts, it does not pin."""
     # Read when Ray is imported, so it must not have been before.
     os.environ.update(_ENVIRONMENT)
-    import ray
+    import ray  # noqa: F401 - it reads its environment here
 
-    logging.getLogger("ray").setLevel(logging.WARNING)
+    logging.getLogger("ray").setLevel(logging.ERROR)
     # Ray takes SIGTERM for itself; whoever started us decides what a stop means.
     on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        _init(temp_dir, cpus, gpus)
+    except SystemExit as error:
+        # Ray's answer to a SIGTERM that came in between.
+        raise Interrupted from error
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def _init(temp_dir: Path, cpus: int, gpus: bool) -> None:
+    import ray
+
     ray.init(
         address="local",
         num_cpus=max(cpus, os.cpu_count() or 1),
@@ -43,7 +57,6 @@ def start_ray(temp_dir: Path, cpus: int, gpus: bool) -> None:
         _temp_dir=str(temp_dir),
         _node_ip_address="127.0.0.1",
     )
-    signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def stop_ray() -> None:

@@ -46,15 +46,14 @@ class Pools:
         from ray import serve
         from ray.serve.schema import LoggingConfig
 
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve_logs = LoggingConfig(logs_dir=str(self._log_dir / "serve"), enable_access_log=False)
         # No proxy: clients talk to the router, and the router to each worker's own port.
         serve.start(proxy_location="Disabled", logging_config=serve_logs)
         targets = []
         for role in self._roles:
             pool = spec.prefill if role == "prefill" else spec.decode
-            deployment = serve.deployment(
-                WorkerReplica,
+            deploy = serve.deployment(
                 name=role,
                 num_replicas=self._sizes[role],
                 ray_actor_options={
@@ -68,7 +67,7 @@ class Pools:
                 logging_config=serve_logs,
             )
             config = worker_config(spec, role, store_url, cluster)
-            application = deployment.bind(config.to_json(), str(self._log_dir))
+            application = deploy(WorkerReplica).bind(config.to_json(), str(self._log_dir))
             targets.append(serve.RunTarget(target=application, name=role, route_prefix=None))
         serve.run_many(
             targets,
@@ -87,7 +86,8 @@ class Pools:
         ready = 0
         for name, application in serve.status().applications.items():
             for deployment in application.deployments.values():
-                ready += deployment.replica_states.get("RUNNING", 0)
+                states = deployment.replica_states.items()
+                ready += sum(count for state, count in states if state == "RUNNING")
                 if deployment.status == "DEPLOY_FAILED":
                     last_line = deployment.message.strip().rsplit("\n", 1)[-1]
                     raise UserError(

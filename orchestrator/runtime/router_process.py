@@ -10,7 +10,7 @@ from pathlib import Path
 from orchestrator.runtime.child import Child, never
 from orchestrator.runtime.worker_configs import trace_config
 from orchestrator.spec import ClusterSpec
-from router.config import ClassConfig, RouterConfig
+from router.config import PriorityClass, RouterConfig
 
 _READY_S = 30.0
 
@@ -33,7 +33,7 @@ def router_config(spec: ClusterSpec, store_url: str, cluster: str) -> RouterConf
         grpc=spec.router.grpc,
         http=spec.router.http,
         classes=tuple(
-            ClassConfig(name, target.ttft_ms, target.itl_ms, target.weight)
+            PriorityClass(name, target.ttft_ms, target.itl_ms, target.weight)
             for name, target in spec.classes.items()
         ),
         trace=trace_config(spec),

@@ -67,14 +67,26 @@ class RunFiles:
 
     def read_all(self) -> dict[Path, RunRecord]:
         """Every record, stale ones too; files that are no records are passed over."""
+        return {
+            path: record for folder in self._folders for path, record in self._read(folder).items()
+        }
+
+    def _read(self, folder: Path) -> dict[Path, RunRecord]:
         records = {}
-        for folder in self._folders:
-            for path in sorted(folder.glob("*.json")):
-                try:
-                    records[path] = RunRecord(**json.loads(path.read_text(encoding="utf-8")))
-                except (OSError, ValueError, TypeError):
-                    continue
+        for path in sorted(folder.glob("*.json")):
+            try:
+                records[path] = RunRecord(**json.loads(path.read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError):
+                continue
         return records
+
+    def running(self) -> list[RunRecord]:
+        """Clusters that are alive, from the first place that knows of any."""
+        for folder in self._folders:
+            alive = [record for record in self._read(folder).values() if record.alive]
+            if alive:
+                return alive
+        return []
 
     def remove(self, cluster: str) -> None:
         """Forget a cluster."""

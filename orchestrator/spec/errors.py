@@ -62,6 +62,8 @@ def _explain_one(
         return f"{where}{name} must be a mapping of keys and values"
     message = str(fault["msg"]).removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
+    if not path:
+        return f"{where}{message}"
     value = fault["input"]
     if isinstance(value, BaseModel | dict | list):
         return f"{where}{name}: {message}"

@@ -44,7 +44,8 @@ def load_spec(
         trace_file = folder_of("telemetry.trace_file") / telemetry.trace_file
         telemetry = telemetry.model_copy(update={"trace_file": str(trace_file)})
     model_path = find_model(spec.model.path, folder_of("model.path"))
-    model = spec.model.model_copy(update={"path": str(model_path)})
+    name = spec.model.name or model_path.name
+    model = spec.model.model_copy(update={"path": str(model_path), "name": name})
     return spec.model_copy(update={"model": model, "telemetry": telemetry})
 
 

@@ -69,13 +69,6 @@ class ModelSpec(Section):
                 return {**fields, "name": PurePath(path).name}
         return fields
 
-    @field_validator("name")
-    @classmethod
-    def _named(cls, name: str) -> str:
-        if not name:
-            raise ValueError("cannot be derived from model.path; give the model a name")
-        return name
-
 
 class ClassSpec(Section):
     """Latency targets that a class of requests was promised, and its share under contention."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders
 
 from router.text.byte_level import ByteLevelDecoder, TokenBytes, token_bytes
-from router.text.chat_template import ChatMessage, ChatTemplate
+from router.text.chat_template import ChatTemplate, ChatTemplateError
 from router.text.general import GeneralDecoder
 from router.text.stream import TextStream, TokenDecoder
 
@@ -87,11 +87,6 @@ class TextModel:
             return token_bytes(token)
         return self._tokenizer.decode([token_id], skip_special_tokens=False).encode()
 
-    def render_chat(self, messages: Sequence[ChatMessage]) -> str:
-        """The prompt for a conversation; only with a template."""
-        assert self.template is not None
-        return self.template.render(messages)
-
 
 def load_text_model(folder: Path) -> TextModel | None:
     """The text side of a checkpoint; None when it has no tokenizer, so only token ids work."""
@@ -110,7 +105,11 @@ def load_text_model(folder: Path) -> TextModel | None:
         key: text for key in _SPECIAL_TOKEN_KEYS if (text := _token_text(config.get(key)))
     }
     source = _template_source(folder, config)
-    return TextModel(tokenizer, None if source is None else ChatTemplate(source, special_tokens))
+    try:
+        template = None if source is None else ChatTemplate(source, special_tokens)
+    except ChatTemplateError as error:
+        raise ModelFilesError(f"{folder}: {error}") from error
+    return TextModel(tokenizer, template)
 
 
 def load_generation_defaults(folder: Path) -> GenerationDefaults:

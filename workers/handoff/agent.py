@@ -11,10 +11,10 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 # Read by NIXL and UCX when they are loaded. Both log to stdout by default, which belongs to
 # the command line's JSON.
@@ -22,15 +22,15 @@ os.environ.setdefault("NIXL_LOG_LEVEL", "FATAL")
 os.environ.setdefault("UCX_LOG_LEVEL", "fatal")
 os.environ.setdefault("UCX_LOG_FILE", "stderr")
 
-from nixl import _bindings as nixl_bindings  # type: ignore[attr-defined]
-from nixl._api import (  # type: ignore[attr-defined]
+from nixl import _bindings as nixl_bindings
+from nixl._api import (
     nixl_agent,
     nixl_agent_config,
     nixl_xfer_handle,
 )
 
 from workers.handoff.errors import TransferFailed
-from workers.state.copies import Copy
+from workers.state.copies import LENGTH, SOURCE, TARGET, Copies
 from workers.state.store import DeviceMemory
 
 logger = logging.getLogger(__name__)
@@ -67,19 +67,14 @@ class Notification:
 
 
 class Transfer:
-    """One write under way. It reads local memory until it is done or released.
+    """One write under way. It reads local memory until it is done or released."""
 
-    Without a handle there was nothing to write, and it is done from the start.
-    """
-
-    def __init__(
-        self, agent: nixl_agent, handle: nixl_xfer_handle | None, remote_name: str
-    ) -> None:
+    def __init__(self, agent: nixl_agent, handle: nixl_xfer_handle, remote_name: str) -> None:
         self._agent = agent
         self._handle = handle
         self.remote_name = remote_name
         self.duration_ms = 0.0  # from the post to its end; known when done
-        self.released = handle is None
+        self.released = False
 
     def poll(self) -> bool:
         """Whether every byte is in place. Never blocks.
@@ -87,8 +82,6 @@ class Transfer:
         Raises:
             TransferFailed: NIXL gave up.
         """
-        if self._handle is None:
-            return True
         try:
             state = self._agent.check_xfer_state(self._handle)
             if state == "DONE":
@@ -177,7 +170,7 @@ class NixlAgent:
 
     def write(
         self,
-        copies: Sequence[Copy],
+        copies: Copies,
         local: DeviceMemory,
         remote: RemoteMemory,
         notification: bytes,
@@ -188,11 +181,14 @@ class NixlAgent:
             TransferFailed: the write could not begin, e.g. because the peer is gone or an address
                 is not registered.
         """
+        if len(copies) == 0:
+            raise TransferFailed(
+                "nothing to write: the model has neither attention nor Mamba layers; "
+                "serve it without a prefill pool"
+            )
         self.connect(remote)
-        if not copies:  # a model that keeps no state
-            return self._notify(remote.agent_name, notification)
-        sources = _rows([(c.source, c.length_bytes, local.device_id) for c in copies])
-        targets = _rows([(c.target, c.length_bytes, remote.device_id) for c in copies])
+        sources = _descriptors(copies, SOURCE, local.device_id)
+        targets = _descriptors(copies, TARGET, remote.device_id)
         try:
             handle = self._agent.initialize_xfer(
                 "WRITE",
@@ -243,13 +239,6 @@ class NixlAgent:
         self._transfers.clear()
         del self._agent
 
-    def _notify(self, agent_name: str, payload: bytes) -> Transfer:
-        try:
-            self._agent.send_notif(agent_name, payload)
-        except _NIXL_ERRORS as error:
-            raise _failure(f"notifying {agent_name}", error) from error
-        return Transfer(self._agent, None, agent_name)
-
     def _settle_leaving(self) -> None:
         self._transfers = [t for t in self._transfers if not t.released]
         busy = {transfer.remote_name for transfer in self._transfers}
@@ -262,8 +251,10 @@ class NixlAgent:
             del self._peers[name]
 
 
-def _rows(rows: list[tuple[int, int, int]]) -> np.ndarray[tuple[int, ...], np.dtype[np.uint64]]:
-    return np.array(rows, dtype=np.uint64).reshape(-1, 3)
+def _descriptors(copies: Copies, end: int, device_id: int) -> NDArray[np.uint64]:
+    """Rows of address, length and device for one end of the copies."""
+    device = np.full(len(copies), device_id, dtype=np.uint64)
+    return np.stack((copies[:, end], copies[:, LENGTH], device), axis=1)
 
 
 def _failure(doing: str, error: Exception) -> TransferFailed:

@@ -131,13 +131,16 @@ def checksum(store: StateStore, region: Region) -> int:
     return hasher.intdigest()
 
 
+def kind_name(kind: StateKind.ValueType) -> str:
+    """The name of a kind that another worker sent; its number when we do not know it."""
+    return StateKind.Name(kind) if kind in StateKind.values() else f"kind {kind}"
+
+
 def _compare(field: str, expected: object, found: object) -> None:
     if expected != found:
         raise ManifestMismatch(field, expected, found)
 
 
 def _in_words(regions: Iterable[tuple[StateKind.ValueType, int]]) -> str:
-    # Kinds may be numbers that this version does not know.
-    known = {number: name for name, number in StateKind.items()}
-    described = (f"{known.get(kind, kind)} {length} bytes" for kind, length in regions)
+    described = (f"{kind_name(kind)} {length} bytes" for kind, length in regions)
     return ", ".join(described) or "none"

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from protos.tandem.v1.handoff_pb2 import HandoffTicket, RankTarget, StateKind, TargetRegion
 from workers.handoff.agent import NixlAgent, RemoteMemory
 from workers.handoff.errors import ManifestMismatch
-from workers.handoff.manifest import ModelVersion, verify_agreement
-from workers.state.copies import Copy, coalesce
+from workers.handoff.manifest import ModelVersion, kind_name, verify_agreement
+from workers.state.copies import Copies, coalesce, make_copies
 from workers.state.layout import Region
 from workers.state.store import StateStore
 
@@ -44,7 +46,7 @@ def make_ticket(
                     TargetRegion(
                         kind=region.kind,
                         part_bytes=region.part_bytes,
-                        addresses=store.addresses(region),
+                        addresses=store.addresses(region).tolist(),
                     )
                     for region in regions
                 ],
@@ -53,12 +55,12 @@ def make_ticket(
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class WritePlan:
     """What a ticket and local state come to: who is written to, and which bytes go where."""
 
     remote: RemoteMemory
-    copies: tuple[Copy, ...]
+    copies: Copies
 
 
 def plan_write(
@@ -75,13 +77,13 @@ def plan_write(
     if len(ticket.ranks) != 1:
         raise ManifestMismatch("ranks", 1, len(ticket.ranks))
     rank = ticket.ranks[0]
-    copies: list[Copy] = []
+    copies = [np.empty((0, 3), dtype=np.uint64)]
     wanted = {target.kind: target for target in rank.regions}
     if set(wanted) != {region.kind for region in regions} or len(wanted) != len(rank.regions):
         raise ManifestMismatch(
             "kinds of state",
-            sorted(region.kind for region in regions),
-            sorted(target.kind for target in rank.regions),
+            ", ".join(kind_name(region.kind) for region in regions),
+            ", ".join(kind_name(target.kind) for target in rank.regions),
         )
     for region in regions:
         target = wanted[region.kind]
@@ -91,11 +93,9 @@ def plan_write(
         if len(target.addresses) != len(region.parts):
             raise ManifestMismatch(f"{name} parts", len(region.parts), len(target.addresses))
         # Each kind for itself: kinds live in separate allocations.
-        copies += coalesce(
-            Copy(source, address, region.part_bytes)
-            for source, address in zip(store.addresses(region), target.addresses, strict=True)
-        )
+        targets = np.array(target.addresses, dtype=np.uint64)
+        copies.append(coalesce(make_copies(store.addresses(region), targets, region.part_bytes)))
     return WritePlan(
         RemoteMemory(rank.agent_name, rank.agent_metadata, rank.memory_type, rank.device_id),
-        tuple(copies),
+        np.concatenate(copies),
     )

@@ -95,7 +95,7 @@ def experts(x: Tensor, routing: Routing, weights: MoeWeights) -> Tensor:
     """Run the chosen experts in the way that suits the number of tokens. x and result [t, l]."""
     pairs, count = routing.indices.numel(), weights.expert_up.shape[0]
     copied_bytes = pairs * 2 * weights.expert_up[0].nbytes
-    if pairs <= 4 * count and copied_bytes <= _GATHER_LIMIT_BYTES:
+    if pairs <= count and copied_bytes <= _GATHER_LIMIT_BYTES:
         return experts_gathered(x, routing, weights)
     return experts_grouped(x, routing, weights)
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from protos.tandem.v1.handoff_pb2 import StateKind
 from workers.model.state_tensors import StateTensors
@@ -69,25 +71,28 @@ class StateStore:
             ranges=tuple(ByteRange(tensor.data_ptr(), tensor.nbytes) for tensor in tensors),
         )
 
-    def addresses(self, region: Region) -> list[int]:
+    def addresses(self, region: Region) -> NDArray[np.uint64]:
         """Where each part of the region begins.
 
         Raises:
             ValueError: a part is outside the tensor of its kind.
         """
         tensor = self._tensor(region)
-        base = tensor.data_ptr()
-        return [base + part * region.part_bytes for part in region.parts]
+        offsets = np.array(region.parts, dtype=np.uint64) * np.uint64(region.part_bytes)
+        return offsets + np.uint64(tensor.data_ptr())
 
     def contents(self, region: Region) -> Iterator[memoryview]:
         """The bytes of the region in order; neighbouring parts come as one view.
 
-        On CPU these are views of the live memory, on a GPU they are copies.
+        On CPU these are views of the live memory, on a GPU it is one copy.
         """
-        tensor = self._tensor(region)
+        rows = self._tensor(region).flatten(1).view(torch.uint8)
+        if rows.is_cuda:
+            yield rows[list(region.parts)].cpu().numpy().data
+            return
+        live = rows.numpy()
         for first, count in _runs(region.parts):
-            run = tensor[first : first + count].reshape(-1).view(torch.uint8).cpu()
-            yield run.numpy().data
+            yield live[first : first + count].data
 
     def clear_tail(self, block: int, used_tokens: int) -> None:
         """Zero the places of a block after its first `used_tokens` tokens.

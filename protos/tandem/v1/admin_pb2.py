@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cprotos/tandem/v1/admin.proto\x12\ttandem.v1\"\x12\n\x10GetStatusRequest\"\x7f\n\x11GetStatusResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x17\n\x0fqueued_requests\x18\x02 \x01(\r\x12\x18\n\x10running_requests\x18\x03 \x01(\r\x12(\n\x07workers\x18\x04 \x03(\x0b\x32\x17.tandem.v1.WorkerStatus\"\xec\x01\n\x0cWorkerStatus\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x11\n\tconnected\x18\x05 \x01(\x08\x12\x18\n\x10running_requests\x18\x06 \x01(\r\x12\x15\n\rrequest_slots\x18\x07 \x01(\r\x12\x13\n\x0b\x66ree_tokens\x18\x08 \x01(\r\x12\x14\n\x0ctotal_tokens\x18\t \x01(\r\x12\x19\n\x11lease_remaining_s\x18\n \x01(\x01\x12\x10\n\x08uptime_s\x18\x0b \x01(\x01\x32O\n\x05\x41\x64min\x12\x46\n\tGetStatus\x12\x1b.tandem.v1.GetStatusRequest\x1a\x1c.tandem.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cprotos/tandem/v1/admin.proto\x12\ttandem.v1\"\x12\n\x10GetStatusRequest\"\x7f\n\x11GetStatusResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x17\n\x0fqueued_requests\x18\x02 \x01(\r\x12\x18\n\x10running_requests\x18\x03 \x01(\r\x12(\n\x07workers\x18\x04 \x03(\x0b\x32\x17.tandem.v1.WorkerStatus\"\x89\x02\n\x0cWorkerStatus\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x11\n\tconnected\x18\x05 \x01(\x08\x12\x18\n\x10running_requests\x18\x06 \x01(\r\x12\x15\n\rrequest_slots\x18\x07 \x01(\r\x12\x13\n\x0b\x66ree_tokens\x18\x08 \x01(\r\x12\x14\n\x0ctotal_tokens\x18\t \x01(\r\x12\x19\n\x11lease_remaining_s\x18\n \x01(\x01\x12\x10\n\x08uptime_s\x18\x0b \x01(\x01\x12\x0e\n\x06layout\x18\x0c \x01(\t\x12\x0b\n\x03pid\x18\r \x01(\r2O\n\x05\x41\x64min\x12\x46\n\tGetStatus\x12\x1b.tandem.v1.GetStatusRequest\x1a\x1c.tandem.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,7 +36,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATUSRESPONSE']._serialized_start=63
   _globals['_GETSTATUSRESPONSE']._serialized_end=190
   _globals['_WORKERSTATUS']._serialized_start=193
-  _globals['_WORKERSTATUS']._serialized_end=429
-  _globals['_ADMIN']._serialized_start=431
-  _globals['_ADMIN']._serialized_end=510
+  _globals['_WORKERSTATUS']._serialized_end=458
+  _globals['_ADMIN']._serialized_start=460
+  _globals['_ADMIN']._serialized_end=539
 # @@protoc_insertion_point(module_scope)

@@ -77,6 +77,8 @@ class WorkerStatus(_message.Message):
     TOTAL_TOKENS_FIELD_NUMBER: _builtins.int
     LEASE_REMAINING_S_FIELD_NUMBER: _builtins.int
     UPTIME_S_FIELD_NUMBER: _builtins.int
+    LAYOUT_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     role: _builtins.str
     engine: _builtins.str
@@ -89,6 +91,9 @@ class WorkerStatus(_message.Message):
     total_tokens: _builtins.int
     lease_remaining_s: _builtins.float
     uptime_s: _builtins.float
+    layout: _builtins.str
+    pid: _builtins.int
+    """on the machine of its address"""
     def __init__(
         self,
         *,
@@ -103,10 +108,12 @@ class WorkerStatus(_message.Message):
         total_tokens: _builtins.int = ...,
         lease_remaining_s: _builtins.float = ...,
         uptime_s: _builtins.float = ...,
+        layout: _builtins.str = ...,
+        pid: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connected", b"connected", "engine", b"engine", "free_tokens", b"free_tokens", "lease_remaining_s", b"lease_remaining_s", "request_slots", b"request_slots", "role", b"role", "running_requests", b"running_requests", "total_tokens", b"total_tokens", "uptime_s", b"uptime_s", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connected", b"connected", "engine", b"engine", "free_tokens", b"free_tokens", "layout", b"layout", "lease_remaining_s", b"lease_remaining_s", "pid", b"pid", "request_slots", b"request_slots", "role", b"role", "running_requests", b"running_requests", "total_tokens", b"total_tokens", "uptime_s", b"uptime_s", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,29 +10,16 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
 import pytest
-import torch
 
 from protos.tandem.v1.handoff_pb2 import HandoffTicket
 from tests.integration.handoff.prefill_process import MODEL, Command, Job, Outcome, fill, run
+from tests.unit.state.shapes import SMALL
 from workers.handoff.agent import NixlAgent
 from workers.handoff.receiver import Arrival, HandoffReceiver, Refusal
-from workers.state.geometry import StateGeometry
 from workers.state.memory import StateMemory
 from workers.state.store import StateStore
 
-GEOMETRY = StateGeometry(
-    attn_layers=2,
-    kv_heads=2,
-    head_dim=8,
-    mamba_layers=3,
-    conv_dim=24,
-    conv_kernel=4,
-    ssm_heads=4,
-    ssm_head_dim=4,
-    ssm_state_size=8,
-    block_tokens=4,
-    dtype=torch.bfloat16,
-)
+GEOMETRY = SMALL
 PREFILL_BLOCKS = 64
 PREFILL_SLOTS = 16
 LIMIT_S = 30.0

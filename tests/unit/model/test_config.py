@@ -32,9 +32,7 @@ def test_the_shipped_shape() -> None:
 
 def test_layer_names_mean_the_same_as_the_pattern() -> None:
     names = ["mamba", "moe", "attention", "mlp", "linear_attention", "full_attention"]
-    config = parse(
-        hybrid_override_pattern=..., num_hidden_layers=..., layers_block_type=names
-    )
+    config = parse(hybrid_override_pattern=..., num_hidden_layers=..., layers_block_type=names)
     assert config.layers == parse(hybrid_override_pattern="ME*-M*", num_hidden_layers=6).layers
 
 

@@ -1,0 +1,303 @@
+"""Runs the pure core against the world: feeds it events, carries out its instructions.
+
+The single owner of everything mutable in a router. Everything happens on one event loop, one
+event at a time, so nothing here needs a lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from redis.exceptions import RedisError
+
+from protos.tandem.v1 import common_pb2
+from router.config import RouterConfig
+from router.core.events import CancelRequested, Event, RequestArrived, ShutDown, Tick
+from router.core.instructions import (
+    Deliver,
+    Finish,
+    Instruction,
+    SendCancel,
+    SendPrefill,
+    SendReserve,
+)
+from router.core.lifecycle import Explanation, Lifecycle
+from router.core.reasons import reason_name
+from router.errors import RequestError
+from router.membership import Membership
+from router.outbox import Outbox
+from router.report import record_waits
+from router.requests import ClientRequest, Delta, Finished, GenerationRequest
+from router.status import RouterStatus, WorkerState
+from router.text.text_model import (
+    load_generation_defaults,
+    load_model_limits,
+    load_text_model,
+)
+from router.validation import ServedModel, validate
+from router.wire import cancel_command, command_for
+from workers.registry import WorkerDirectory
+from workers.telemetry import OpenSpan, Tracing
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    """A request whose end has not been said yet."""
+
+    request: GenerationRequest
+    outbox: Outbox
+    span: OpenSpan
+
+
+class Dispatcher:
+    """A router without servers: usable on its own, in any asyncio program.
+
+        dispatcher = Dispatcher(RouterConfig(model_path=..., model_name=..., workers=(p, d)))
+        await dispatcher.start()
+        request = await dispatcher.prepare(ClientRequest(prompt="Once", max_tokens=16))
+        async for item in dispatcher.generate(request):
+            ...                      # Delta, Delta, ..., Finished
+        await dispatcher.stop()
+
+    `generate` ends with exactly one Finished, whose reason says whether the request ended well;
+    it raises RequestError only for a request id that is already running. A consumer that leaves
+    early must close the generator (contextlib.aclosing), which cancels the request.
+    """
+
+    def __init__(
+        self, config: RouterConfig, tracing: Tracing | None = None, validate: bool = False
+    ) -> None:
+        """`validate` audits the core after each event: for tests. Raises ModelFilesError when
+        the checkpoint's tokenizer or configuration is broken."""
+        self._config = config
+        self._tracing = tracing or Tracing(None)
+        folder = Path(config.model_path)
+        self._text = load_text_model(folder)
+        self._defaults = load_generation_defaults(folder)
+        self._limits = load_model_limits(folder)
+        # Random, so that a worker never meets a handle again after the router's restart.
+        first_handle = secrets.randbits(40) << 20
+        self._lifecycle = Lifecycle(config.queue_limit, first_handle, validate=validate)
+        router_id = f"router-{secrets.token_hex(4)}"
+        self._members = Membership(config.model_name, router_id, self._feed)
+        self._directory: WorkerDirectory | None = None
+        self._following: asyncio.Task[None] | None = None
+        self._running: dict[str, _Running] = {}
+        self._inbox: deque[Event] = deque()
+        self._handling = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_s: float | None = None
+        self._epoch_ns = 0
+        self._was_ready = False
+        self._ready_listeners: list[Callable[[], None]] = []
+
+    async def start(self, connect_timeout_s: float = 30.0) -> Self:
+        """Open the sessions. With a fixed list of workers all of them must answer in time, else
+        TimeoutError names those that do not; with a directory they come as they come."""
+        self._epoch_ns = time.time_ns() - int(_now_s() * 1e9)
+        if self._config.store_url is None:
+            await self._members.reconcile(self._config.workers)
+            await self._members.wait_connected(connect_timeout_s)
+        else:
+            self._directory = WorkerDirectory(self._config.store_url, self._config.cluster)
+            self._following = asyncio.create_task(self._members.follow(self._directory))
+        return self
+
+    def end_all(self) -> None:
+        """End every request with REASON_SHUTTING_DOWN and take no more."""
+        self._feed(ShutDown())
+
+    async def stop(self) -> None:
+        """End everything and free it; harmless after a start that failed."""
+        self.end_all()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.wait([self._following])
+        await self._members.close()
+        if self._directory is not None:
+            await self._directory.close()
+
+    @property
+    def model(self) -> ServedModel:
+        """The served model, with the limits that every worker keeps."""
+        return ServedModel(
+            name=self._config.model_name,
+            max_model_tokens=self._members.max_model_tokens or self._limits.max_model_tokens or 0,
+            vocab_size=self._members.vocab_size or self._limits.vocab_size or 0,
+            defaults=self._defaults,
+            text=self._text,
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request could be served."""
+        return self._lifecycle.fleet.has_decode
+
+    def on_ready_change(self, listener: Callable[[], None]) -> None:
+        """Have `listener` called, from the event loop, whenever `ready` changes."""
+        self._ready_listeners.append(listener)
+
+    async def prepare(self, client: ClientRequest) -> GenerationRequest:
+        """Check and complete what a client asked for; raises RequestError."""
+        return await validate(client, self.model, self._config.classes)
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Finished, None]:
+        """Run a request; begins with the first iteration, ends with Finished."""
+        running = self._admit(request)
+        try:
+            while True:
+                item = await running.outbox.next()
+                yield item
+                if isinstance(item, Finished):
+                    return
+        finally:
+            if self._running.get(request.request_id) is running:
+                self._feed(CancelRequested(request.request_id, common_pb2.REASON_CLIENT_GONE))
+
+    def cancel(self, request_id: str) -> bool:
+        """End a request with REASON_CANCELLED; False when it is unknown or has ended."""
+        if request_id not in self._running:
+            return False
+        self._feed(CancelRequested(request_id, common_pb2.REASON_CANCELLED))
+        return True
+
+    def explain(self, request_id: str) -> Explanation | None:
+        """What happened to a request, while it runs and for some time after."""
+        return self._lifecycle.explain(request_id)
+
+    async def status(self) -> RouterStatus:
+        """The state of the router and its workers; leases are 0 where no store says otherwise."""
+        leases: dict[str, float] = {}
+        if self._directory is not None:
+            with contextlib.suppress(RedisError, OSError):
+                snapshot = await self._directory.snapshot()
+                leases = {name: lease_s for name, (_, lease_s) in snapshot.items()}
+        now_unix_s = time.time()
+        fleet, queued = self._lifecycle.fleet, len(self._lifecycle.queue)
+        return RouterStatus(
+            model=self._config.model_name,
+            queued_requests=queued,
+            running_requests=len(self._lifecycle.requests) - queued,
+            workers=tuple(
+                WorkerState(
+                    record=record,
+                    view=fleet.get(record.worker_id),
+                    lease_remaining_s=leases.get(record.worker_id, 0.0),
+                    uptime_s=max(0.0, now_unix_s - record.started_unix_s),
+                )
+                for record in sorted(self._members.records, key=lambda r: (r.role, r.worker_id))
+            ),
+        )
+
+    def _admit(self, request: GenerationRequest) -> _Running:
+        request_id = request.request_id
+        if request_id in self._running:
+            raise RequestError(
+                common_pb2.REASON_DUPLICATE_REQUEST_ID,
+                f"request_id: {request_id!r} is running already; use a new one, or none",
+                "request_id",
+            )
+        text = None
+        if self._text is not None:
+            text = self._text.stream(request.stop, frozenset(request.sampling.stop_token_ids))
+        span = self._tracing.begin(
+            "request",
+            request.traceparent,
+            {"request_id": request_id, "prompt_tokens": len(request.token_ids)},
+        )
+        running = _Running(request, Outbox(text, bool(request.stop)), span)
+        self._running[request_id] = running
+        deadline_ms = request.deadline_ms
+        self._feed(
+            RequestArrived(
+                request_id=request_id,
+                prompt_tokens=len(request.token_ids),
+                max_tokens=request.sampling.max_tokens,
+                class_rank=request.class_rank,
+                deadline_s=None if deadline_ms is None else _now_s() + deadline_ms / 1e3,
+            )
+        )
+        return running
+
+    def _feed(self, event: Event) -> None:
+        """Give the core an event; those that its instructions cause come after it, in order."""
+        self._inbox.append(event)
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            while self._inbox:
+                for instruction in self._lifecycle.handle(self._inbox.popleft(), _now_s()):
+                    self._execute(instruction)
+        finally:
+            self._handling = False
+        self._set_timer()
+        if self.ready != self._was_ready:
+            self._was_ready = self.ready
+            for listener in self._ready_listeners:
+                listener()
+
+    def _execute(self, instruction: Instruction) -> None:
+        match instruction:
+            case Deliver():
+                self._deliver(instruction)
+            case Finish():
+                self._finish(instruction)
+            case SendCancel():
+                self._members.send(instruction.worker_id, cancel_command(instruction))
+            case SendReserve() | SendPrefill():
+                running = self._running[instruction.request_id]
+                command = command_for(instruction, running.request, running.span.traceparent)
+                self._members.send(instruction.worker_id, command)
+
+    def _deliver(self, instruction: Deliver) -> None:
+        running = self._running[instruction.request_id]
+        logprobs = instruction.logprobs if running.request.sampling.logprobs else ()
+        running.outbox.push(instruction.token_ids, logprobs)
+        if running.outbox.stopped:
+            stop = CancelRequested(instruction.request_id, common_pb2.REASON_STOP_STRING)
+            self._inbox.append(stop)
+
+    def _finish(self, instruction: Finish) -> None:
+        running = self._running.pop(instruction.request_id)
+        running.outbox.finish(instruction)
+        if self._tracing.enabled:
+            report = instruction.report
+            record_waits(self._tracing, running.span.traceparent, report, self._epoch_ns)
+            running.span.end(
+                {
+                    "reason": reason_name(instruction.reason),
+                    "completion_tokens": report.completion_tokens,
+                    "prefill_worker": report.prefill_worker,
+                    "decode_worker": report.decode_worker,
+                }
+            )
+
+    def _set_timer(self) -> None:
+        """Have a Tick come when the next deadline runs out."""
+        due_s = self._lifecycle.next_deadline_s
+        if due_s == self._timer_s:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_s = due_s
+        if due_s is not None:
+            self._timer = asyncio.get_running_loop().call_at(due_s, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = self._timer_s = None
+        self._feed(Tick())
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,171 @@
+"""What the router answers over gRPC: Inference to clients, Admin to operators."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+from collections.abc import AsyncGenerator
+from typing import TypeAlias, TypeVar
+
+import grpc
+
+from protos.tandem.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    common_pb2,
+    inference_pb2,
+    inference_pb2_grpc,
+)
+from router.core.reasons import WELL, reason_name
+from router.dispatcher import Dispatcher
+from router.errors import RequestError, failure, presentation
+from router.requests import ClientRequest, Delta, Finished
+from router.status import status_message
+from router.validation import check_model
+
+_LOG = logging.getLogger(__name__)
+
+# Trailing metadata of every call that fails: the reason code by name.
+REASON_METADATA = "tandem-reason"
+
+_RequestT = TypeVar("_RequestT")
+_ResponseT = TypeVar("_ResponseT")
+_Context: TypeAlias = grpc.aio.ServicerContext[_RequestT, _ResponseT]
+
+
+@contextlib.asynccontextmanager
+async def _telling(context: _Context[_RequestT, _ResponseT]) -> AsyncGenerator[None, None]:
+    """End the call with the status of whatever is raised inside: a client never sees a stack."""
+    try:
+        yield
+    except RequestError as error:
+        await context.abort(
+            presentation(error.reason).grpc_status,
+            error.message,
+            ((REASON_METADATA, reason_name(error.reason)),),
+        )
+    except grpc.aio.AbortError:
+        raise
+    except Exception:  # noqa: BLE001 - the last line of defence, and logged
+        reference = secrets.token_hex(4)
+        _LOG.exception("internal error %s", reference)
+        await context.abort(
+            grpc.StatusCode.INTERNAL,
+            f"internal error; the router's log has it under {reference}",
+            ((REASON_METADATA, "REASON_INTERNAL"),),
+        )
+
+
+class InferenceService(inference_pb2_grpc.InferenceServicer):
+    """What clients call."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+
+    # Written as a coroutine, not as the generator that the stub declares: when the client leaves,
+    # gRPC cancels a coroutine where it stands, but lets a generator lie until it is collected.
+    async def Generate(  # type: ignore[override]  # noqa: N802 - the name on the wire
+        self,
+        request: inference_pb2.GenerateRequest,
+        context: _Context[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse],
+    ) -> None:
+        async with _telling(context):
+            client = client_request(request, _traceparent(context))
+            prepared = await self._dispatcher.prepare(client)
+            async with contextlib.aclosing(self._dispatcher.generate(prepared)) as items:
+                async for item in items:
+                    await context.write(_response(item))
+
+    async def Cancel(  # noqa: N802
+        self,
+        request: inference_pb2.CancelRequest,
+        context: _Context[inference_pb2.CancelRequest, inference_pb2.CancelResponse],
+    ) -> inference_pb2.CancelResponse:
+        async with _telling(context):
+            return inference_pb2.CancelResponse(found=self._dispatcher.cancel(request.request_id))
+
+    async def GetModel(  # noqa: N802
+        self,
+        request: inference_pb2.GetModelRequest,
+        context: _Context[inference_pb2.GetModelRequest, inference_pb2.GetModelResponse],
+    ) -> inference_pb2.GetModelResponse:
+        async with _telling(context):
+            model = self._dispatcher.model
+            check_model(request.model, model)
+            return inference_pb2.GetModelResponse(
+                name=model.name,
+                max_model_tokens=model.max_model_tokens,
+                vocab_size=model.vocab_size,
+                eos_token_ids=sorted(model.defaults.eos_token_ids),
+            )
+
+
+class AdminService(admin_pb2_grpc.AdminServicer):
+    """What operators call."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+
+    async def GetStatus(  # noqa: N802
+        self,
+        request: admin_pb2.GetStatusRequest,
+        context: _Context[admin_pb2.GetStatusRequest, admin_pb2.GetStatusResponse],
+    ) -> admin_pb2.GetStatusResponse:
+        async with _telling(context):
+            return status_message(await self._dispatcher.status())
+
+
+def _response(item: Delta | Finished) -> inference_pb2.GenerateResponse:
+    """What a client is sent; raises RequestError for an end that it is told by status."""
+    if isinstance(item, Delta):
+        delta = inference_pb2.Delta(
+            text=item.text, token_ids=item.token_ids, logprobs=item.logprobs
+        )
+        return inference_pb2.GenerateResponse(delta=delta)
+    # Cancelled is an end that somebody asked for, so it comes with its report.
+    if item.reason not in WELL and item.reason != common_pb2.REASON_CANCELLED:
+        raise failure(item.reason, item.detail)
+    finished = inference_pb2.Finished(
+        request_id=item.request_id,
+        reason=item.reason,
+        prompt_tokens=item.prompt_tokens,
+        completion_tokens=item.completion_tokens,
+        report=item.report,
+    )
+    return inference_pb2.GenerateResponse(finished=finished)
+
+
+def client_request(message: inference_pb2.GenerateRequest, traceparent: str) -> ClientRequest:
+    """What a gRPC client asks for, in the router's terms."""
+    sampling = message.sampling
+
+    def given(field: str) -> bool:
+        return sampling.HasField(field)  # type: ignore[arg-type]
+
+    is_text = message.WhichOneof("prompt") == "text"
+    return ClientRequest(
+        prompt=message.text if is_text else message.token_ids.ids,
+        prompt_field="text" if is_text else "token_ids",
+        request_id=message.request_id,
+        model=message.model,
+        max_tokens=sampling.max_tokens if given("max_tokens") else None,
+        temperature=sampling.temperature if given("temperature") else None,
+        top_p=sampling.top_p if given("top_p") else None,
+        top_k=sampling.top_k if given("top_k") else None,
+        seed=sampling.seed if given("seed") else None,
+        stop=tuple(sampling.stop),
+        stop_token_ids=tuple(sampling.stop_token_ids),
+        ignore_eos=sampling.ignore_eos,
+        logprobs=sampling.logprobs,
+        deadline_ms=message.deadline_ms,
+        priority_class=message.priority_class,
+        traceparent=traceparent,
+    )
+
+
+def _traceparent(context: _Context[_RequestT, _ResponseT]) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == "traceparent" and isinstance(value, str):
+            return value
+    return ""

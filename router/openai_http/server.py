@@ -1,0 +1,119 @@
+"""The HTTP server: its routes, and the one place where errors become answers."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from protos.tandem.v1 import common_pb2
+from router.dispatcher import Dispatcher
+from router.errors import RequestError, presentation
+from router.openai_http.answers import Answers
+from router.openai_http.formats import error_json, error_object
+
+_LOG = logging.getLogger(__name__)
+
+_DISPATCHER = web.AppKey("dispatcher", Dispatcher)
+_CREATED = web.AppKey("created", int)
+_QUEUE_RETRY_S = 1
+
+
+class HttpServer:
+    """Serves the OpenAI API at one address."""
+
+    def __init__(self, dispatcher: Dispatcher, max_body_bytes: int) -> None:
+        app = web.Application(client_max_size=max_body_bytes, middlewares=[_tell_errors])
+        app[_DISPATCHER] = dispatcher
+        app[_CREATED] = int(time.time())
+        answers = Answers(dispatcher)
+        app.add_routes(
+            [
+                web.get("/health", _health),
+                web.get("/v1/models", _models),
+                web.get("/v1/models/{model:.+}", _model),
+                web.post("/v1/completions", answers.complete),
+                web.post("/v1/chat/completions", answers.chat),
+            ]
+        )
+        # A client that leaves cancels its handler, and with it its request.
+        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
+
+    async def start(self, address: str) -> str:
+        """Listen; returns the address with the port that was bound. Raises OSError."""
+        host, _, port = address.rpartition(":")
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, host.strip("[]") or None, int(port)).start()
+        except OSError as error:
+            raise OSError(
+                f"http: cannot listen on {address}: {error.strerror or error}; choose another port"
+            ) from error
+        return f"{host}:{self._runner.addresses[0][1]}"
+
+    async def stop(self) -> None:
+        await self._runner.cleanup()
+
+
+@web.middleware
+async def _tell_errors(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Every error is OpenAI's error object, and none has a stack trace."""
+    try:
+        return await handler(request)
+    except RequestError as error:
+        headers = {"x-tandem-reason": common_pb2.ReasonCode.Name(error.reason)}
+        if error.reason == common_pb2.REASON_QUEUE_FULL:
+            headers["retry-after"] = str(_QUEUE_RETRY_S)
+        status = presentation(error.reason).http_status
+        return web.json_response(error_json(error), status=status, headers=headers)
+    except web.HTTPRequestEntityTooLarge:
+        limit = request.client_max_size
+        message = f"the body is larger than {limit} bytes; send a shorter one"
+        return web.json_response(error_object(message, "invalid_request_error"), status=413)
+    except web.HTTPException as error:
+        message = f"{request.method} {request.path}: {error.reason}"
+        kind = "invalid_request_error" if error.status < 500 else "server_error"
+        # Allow says what a 405 would have taken.
+        headers = {key: error.headers[key] for key in ("Allow",) if key in error.headers}
+        return web.json_response(error_object(message, kind), status=error.status, headers=headers)
+    except Exception:  # noqa: BLE001 - the last line of defence, and logged
+        reference = secrets.token_hex(4)
+        _LOG.exception("internal error %s", reference)
+        message = f"internal error; the router's log has it under {reference}"
+        return web.json_response(error_object(message, "server_error"), status=500)
+
+
+async def _health(request: web.Request) -> web.Response:
+    """200 when a request could be served, else 503."""
+    ready = request.app[_DISPATCHER].ready
+    answer = {"status": "ok" if ready else "no decode worker is connected"}
+    return web.json_response(answer, status=200 if ready else 503)
+
+
+async def _models(request: web.Request) -> web.Response:
+    return web.json_response({"object": "list", "data": [_model_json(request)]})
+
+
+async def _model(request: web.Request) -> web.Response:
+    name, served = request.match_info["model"], request.app[_DISPATCHER].model.name
+    if name != served:
+        message = f"model: {name!r} is not served here; use {served!r}"
+        error = error_object(message, "invalid_request_error", "model", "model_not_found")
+        return web.json_response(error, status=404)
+    return web.json_response(_model_json(request))
+
+
+def _model_json(request: web.Request) -> dict[str, object]:
+    model = request.app[_DISPATCHER].model
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": request.app[_CREATED],
+        "owned_by": "tandem",
+        "max_model_len": model.max_model_tokens,  # as vLLM calls it
+    }

@@ -1,0 +1,58 @@
+"""The state of a router at one moment, for people and for tools."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protos.tandem.v1 import admin_pb2
+from router.core.fleet import WorkerView
+from workers.registry import WorkerRecord
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """One worker of the directory; `view` is None while no session with it stands."""
+
+    record: WorkerRecord
+    view: WorkerView | None
+    lease_remaining_s: float
+    uptime_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RouterStatus:
+    """What a router knows of its requests and workers."""
+
+    model: str
+    queued_requests: int
+    running_requests: int
+    workers: tuple[WorkerState, ...]
+
+
+def status_message(status: RouterStatus) -> admin_pb2.GetStatusResponse:
+    """The answer of Admin.GetStatus."""
+    return admin_pb2.GetStatusResponse(
+        model=status.model,
+        queued_requests=status.queued_requests,
+        running_requests=status.running_requests,
+        workers=[_worker_message(worker) for worker in status.workers],
+    )
+
+
+def _worker_message(worker: WorkerState) -> admin_pb2.WorkerStatus:
+    record, view = worker.record, worker.view
+    return admin_pb2.WorkerStatus(
+        worker_id=record.worker_id,
+        role=record.role,
+        engine=record.engine,
+        address=record.address,
+        connected=view is not None,
+        running_requests=0 if view is None else len(view.holds),
+        request_slots=0 if view is None else view.free_slots,
+        free_tokens=0 if view is None else view.free_tokens,
+        total_tokens=0 if view is None else view.total_tokens,
+        lease_remaining_s=worker.lease_remaining_s,
+        uptime_s=worker.uptime_s,
+        layout=record.layout,
+        pid=record.pid,
+    )

@@ -1,0 +1,55 @@
+"""What the spec means for workers and for the router."""
+
+from __future__ import annotations
+
+from orchestrator.runtime.router_process import router_config
+from orchestrator.runtime.worker_configs import worker_config
+from orchestrator.spec import load_spec
+from router.config import RouterConfig
+from workers.config import WorkerConfig
+
+
+def test_a_worker_is_told_what_its_pool_says() -> None:
+    spec = load_spec(
+        None,
+        {
+            "model.name": "m",
+            "model.dtype": "bfloat16",
+            "decode.kv_tokens": 1024,
+            "decode.max_requests": 3,
+            "decode.resources.cpu": 2,
+            "telemetry.otlp": "http://o:4317",
+        },
+    )
+    config = worker_config(spec, "decode", "redis://s", "c")
+    assert (config.role, config.model_name, config.dtype) == ("decode", "m", "bfloat16")
+    assert (config.kv_tokens, config.max_requests, config.threads) == (1024, 3, 2)
+    assert (config.store_url, config.cluster) == ("redis://s", "c")
+    assert config.trace.otlp_endpoint == "http://o:4317"
+    assert config.device == "cpu"
+    assert WorkerConfig.from_json(config.to_json()) == config
+    assert worker_config(spec, "prefill", None, "c").kv_tokens == 65536
+
+
+def test_a_worker_with_a_gpu_uses_it() -> None:
+    spec = load_spec(None, {"decode.resources.gpu": 1})
+    assert worker_config(spec, "decode", None, "c").device == "cuda"
+    assert worker_config(spec, "prefill", None, "c").device == "cpu"
+
+
+def test_every_start_of_a_worker_has_its_own_id() -> None:
+    spec = load_spec()
+    ids = {worker_config(spec, "prefill", None, "c").worker_id for _ in range(20)}
+    assert len(ids) == 20
+    assert all(worker_id.startswith("prefill-") for worker_id in ids)
+
+
+def test_the_router_is_told_addresses_and_classes_in_their_order() -> None:
+    spec = load_spec(None, {"router.grpc": "127.0.0.1:0"})
+    config = router_config(spec, "redis://s", "c")
+    assert (config.grpc, config.http) == ("127.0.0.1:0", "127.0.0.1:8000")
+    assert [(c.name, c.ttft_ms, c.itl_ms, c.weight) for c in config.classes] == [
+        ("interactive", 500.0, 40.0, 4.0),
+        ("batch", 10000.0, 200.0, 1.0),
+    ]
+    assert RouterConfig.from_json(config.to_json()) == config

@@ -1,0 +1,124 @@
+"""Measures a shipped checkpoint and writes the numbers into its README.
+
+Exists so that the numbers in the README come from the files next to it: it reads the exported
+checkpoint with the serving code, not the training state.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch.nn import functional
+
+from workers.model import HybridModel, load_model
+from workers.training.corpus import DEFAULT_CACHE, Document, load_documents
+from workers.training.dataset import TokenStream
+from workers.training.drafting import Acceptance, greedy, measure
+from workers.training.export import DEFAULT_OUTPUT
+from workers.training.forward import backbone
+from workers.training.model_card import Facts, model_card
+from workers.training.tokenizer import EOS, TURN_END
+
+DRAFT_TOKENS = 3
+ANSWER_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationLoss:
+    """Mean next-token loss on held-out text."""
+
+    nats_per_token: float
+    bits_per_byte: float
+    tokens: int
+
+
+@torch.no_grad()
+def validation_loss(model: HybridModel, stream: TokenStream, length: int) -> ValidationLoss:
+    """Score all held-out text in windows of `length` tokens; the first of each is not scored."""
+    windows = len(stream.tokens) // length
+    tokens = torch.from_numpy(stream.tokens[: windows * length].astype("int64"))
+    total = 0.0
+    for batch in torch.split(tokens.view(windows, length), 8):
+        hidden = backbone(batch, model.weights, model.config, lambda *_: None)
+        logits = model.logits(hidden[:, :-1]).flatten(0, 1)
+        total += float(functional.cross_entropy(logits, batch[:, 1:].flatten(), reduction="sum"))
+    scored = windows * (length - 1)
+    bytes_per_token = stream.text_bytes / len(stream.tokens)
+    nats = total / scored
+    return ValidationLoss(nats, nats / math.log(2) / bytes_per_token, scored)
+
+
+def chat_prompt(document: Document, tokenizer: Tokenizer) -> list[int]:
+    """The document's question as the chat template writes it."""
+    text = f"<s><|im_start|>user\n{document.question}<|im_end|>\n<|im_start|>assistant\n"
+    return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def acceptance(
+    model: HybridModel, documents: list[Document], tokenizer: Tokenizer, prompts: int
+) -> Acceptance:
+    """Acceptance over held-out prompts: the question and the first words of the answer."""
+    total = Acceptance((0,) * DRAFT_TOKENS, (0,) * DRAFT_TOKENS)
+    for index, document in enumerate(documents[:prompts]):
+        opening = tokenizer.encode(document.text, add_special_tokens=False).ids[:48]
+        prompt = [*chat_prompt(document, tokenizer), *opening]
+        total += measure(model, prompt, ANSWER_TOKENS, DRAFT_TOKENS)
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\racceptance: prompt {index + 1} of {prompts}")
+    return total
+
+
+def sample(model: HybridModel, tokenizer: Tokenizer, question: str) -> str:
+    """A short greedy answer."""
+    document = Document("kjv", question, "", "")
+    tokens, _ = greedy(model, chat_prompt(document, tokenizer), 48)
+    stops = [tokens.index(stop) for stop in (EOS, TURN_END) if stop in tokens]
+    return str(tokenizer.decode(tokens[: min(stops, default=len(tokens))]))
+
+
+def main() -> None:
+    """Measure a checkpoint; print the numbers as JSON; write its README."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--model", type=Path, default=DEFAULT_OUTPUT, help="checkpoint folder")
+    parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="folder of the corpus")
+    parser.add_argument("--run", type=Path, help="training run, for its length in the README")
+    parser.add_argument("--prompts", type=int, default=40, help="prompts for the acceptance")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    model = load_model(given.model, torch.float32)
+    tokenizer = Tokenizer.from_file(str(given.model / "tokenizer.json"))
+    held_out = [document for document in load_documents(given.cache) if document.held_out]
+    # Every other source in turn, so that a few prompts cover both.
+    held_out.sort(key=lambda document: (document.title, document.source))
+    loss = validation_loss(model, TokenStream.build(held_out, tokenizer, seed=0), length=512)
+    accepted = acceptance(model, held_out, tokenizer, given.prompts)
+    log = (given.run / "log.jsonl").read_text().splitlines() if given.run else []
+    last = json.loads(log[-1]) if log else {}
+    questions = ("Read me Genesis 1", "Tell me about functions", "Who was David?")
+    facts = Facts(
+        nats_per_token=loss.nats_per_token,
+        bits_per_byte=loss.bits_per_byte,
+        validation_tokens=loss.tokens,
+        acceptance_length=accepted.length,
+        acceptance_rates=accepted.rates,
+        acceptance_prompts=min(given.prompts, len(held_out)),
+        drafts=accepted.tried[0],
+        training_steps=last.get("step"),
+        training_tokens=last.get("tokens"),
+        training_seconds=last.get("seconds"),
+        samples=tuple((question, sample(model, tokenizer, question)) for question in questions),
+    )
+    (given.model / "README.md").write_text(model_card(given.model, facts), encoding="utf-8")
+    sys.stdout.write(json.dumps(facts.as_json(), indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
