@@ -213,7 +213,10 @@ class Dispatcher:
         span = self._tracing.begin(
             "request",
             request.traceparent,
-            {"request_id": request_id, "prompt_tokens": len(request.token_ids)},
+            {
+                "tandem.request_id": request_id,
+                "tandem.prompt_tokens": len(request.token_ids),
+            },
         )
         running = _Running(request, Outbox(text, bool(request.stop)), span)
         self._running[request_id] = running

@@ -36,6 +36,6 @@ def record_waits(tracing: Tracing, traceparent: str, report: Report, epoch_ns: i
     queue = tracing.begin("queue", traceparent, start_unix_ns=at(report.arrived_s))
     queue.end(end_unix_ns=at(left_queue_s))
     if report.placed_s is not None and report.reserved_s is not None:
-        attributes = {"decode_worker": report.decode_worker}
+        attributes = {"tandem.decode_worker": report.decode_worker}
         reserve = tracing.begin("reserve", traceparent, attributes, at(report.placed_s))
         reserve.end(end_unix_ns=at(report.reserved_s))

@@ -20,6 +20,7 @@ _LOG = logging.getLogger(__name__)
 _DISPATCHER = web.AppKey("dispatcher", Dispatcher)
 _CREATED = web.AppKey("created", int)
 _QUEUE_RETRY_S = 1
+_GRACE_S = 2.0
 
 
 class HttpServer:
@@ -40,7 +41,9 @@ class HttpServer:
             ]
         )
         # A client that leaves cancels its handler, and with it its request.
-        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
+        self._runner = web.AppRunner(
+            app, handler_cancellation=True, access_log=None, shutdown_timeout=_GRACE_S
+        )
 
     async def start(self, address: str) -> str:
         """Listen; returns the address with the port that was bound. Raises OSError."""

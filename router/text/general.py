@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer
 
 _REPLACEMENT = "\ufffd"
-# No character is spread over more tokens than this: what is still broken then stays broken.
-_LONGEST_CHARACTER_TOKENS = 12
+# The last character of some tokens may lack up to three of its four bytes.
+_LONGEST_CHARACTER_TOKENS = 4
+# What is still broken after so many tokens is no character and stays broken.
+_HELD_TOKENS = 12
 
 
 class GeneralDecoder:
@@ -27,21 +29,24 @@ class GeneralDecoder:
     def feed(self, token_ids: Sequence[int]) -> str:
         """The characters that these tokens complete."""
         self._held.extend(token_ids)
-        text = self._new_text()
-        if text.endswith(_REPLACEMENT) and len(self._held) <= _LONGEST_CHARACTER_TOKENS:
-            return ""
-        if not text:
-            return ""
-        self._context, self._held = self._held, []
-        return text
+        whole = len(self._held)
+        for used in range(whole, max(0, whole - _LONGEST_CHARACTER_TOKENS), -1):
+            text = self._text_of(used)
+            if text and not text.endswith(_REPLACEMENT):
+                return self._let_out(used, text)
+        return self.flush() if whole > _HELD_TOKENS else ""
 
     def flush(self) -> str:
         """The text of the tokens that are still held, complete or not."""
-        text = self._new_text()
-        self._context, self._held = self._held, []
-        return text
+        used = len(self._held)
+        return self._let_out(used, self._text_of(used))
 
-    def _new_text(self) -> str:
+    def _text_of(self, used: int) -> str:
+        """What the first `used` held tokens add to the text of the context."""
         before = self._tokenizer.decode(self._context, skip_special_tokens=True)
-        after = self._tokenizer.decode([*self._context, *self._held], skip_special_tokens=True)
-        return after[len(before) :]
+        tokens = [*self._context, *self._held[:used]]
+        return self._tokenizer.decode(tokens, skip_special_tokens=True)[len(before) :]
+
+    def _let_out(self, used: int, text: str) -> str:
+        self._context, self._held = self._held[:used], self._held[used:]
+        return text

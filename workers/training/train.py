@@ -2,7 +2,9 @@
 
 Run `python -m workers.training.train --help`. The run folder holds the tokenizer, the state to
 resume from (`run.pt`) and one JSON line of numbers per report (`log.jsonl`); make a checkpoint
-folder of it with `python -m workers.training.export`.
+folder of it with `python -m workers.training.export`. With glibc,
+`MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000` in the environment saves the time that
+fresh pages for large activations take.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ def _settings() -> Settings:
     )
     parser.add_argument("--run", type=Path, required=True, help="folder of this run")
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="folder of the corpus")
-    parser.add_argument("--steps", type=int, default=3300, help="optimiser steps in all")
+    parser.add_argument("--steps", type=int, default=2600, help="optimiser steps in all")
     parser.add_argument("--sequences", type=int, default=8, help="sequences per step")
     parser.add_argument("--length", type=int, default=256, help="tokens per sequence")
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")

@@ -226,7 +226,7 @@ class FakeWorker(worker_pb2_grpc.WorkerServicer):
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         self._port = 0
 
-    async def Session(  # type: ignore[override]  # noqa: N802
+    async def Session(  # noqa: N802
         self,
         request_iterator: AsyncIterator[worker_pb2.SessionCommand],
         context: grpc.aio.ServicerContext[worker_pb2.SessionCommand, worker_pb2.SessionEvents],

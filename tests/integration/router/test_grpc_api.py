@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from typing import cast
 
 import grpc
 import pytest
@@ -10,6 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from protos.tandem.v1 import admin_pb2, common_pb2, inference_pb2
+from router.grpc_services import REASON_METADATA
 from tests.integration.router.conftest import ANSWER, Running, StartRouter
 from tests.unit.router.tiny_model import EOS_ID, MAX_MODEL_TOKENS, VOCAB_SIZE
 
@@ -20,6 +23,14 @@ Sampling = inference_pb2.ClientSampling
 def text_request(text: str = "The fox", **fields: object) -> inference_pb2.GenerateRequest:
     sampling = fields.pop("sampling", None) or Sampling(max_tokens=20, temperature=0)
     return inference_pb2.GenerateRequest(text=text, sampling=sampling, **fields)  # type: ignore[arg-type]
+
+
+def ids_request(*ids: int) -> inference_pb2.GenerateRequest:
+    return inference_pb2.GenerateRequest(token_ids=inference_pb2.TokenIds(ids=ids))
+
+
+def reason_of(error: grpc.aio.AioRpcError) -> str:
+    return cast("Mapping[str, str]", error.trailing_metadata())[REASON_METADATA]
 
 
 async def collect(
@@ -94,7 +105,7 @@ async def test_without_decode_workers_a_request_is_unavailable(start_router: Sta
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await collect(router, text_request())
     assert error.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert dict(error.value.trailing_metadata())["tandem-reason"] == "REASON_NO_WORKERS"
+    assert reason_of(error.value) == "REASON_NO_WORKERS"
 
 
 async def test_a_stop_string_ends_the_request_at_the_worker(start_router: StartRouter) -> None:
@@ -181,7 +192,7 @@ async def test_a_worker_lost_in_the_middle_fails_its_requests_and_the_others_go_
         await asyncio.wait_for(first, TIMEOUT_S)
     assert error.value.code() is grpc.StatusCode.UNAVAILABLE
     assert "decode-0" in str(error.value.details())
-    assert dict(error.value.trailing_metadata())["tandem-reason"] == "REASON_WORKER_LOST"
+    assert reason_of(error.value) == "REASON_WORKER_LOST"
     router.script.go_on.set()
     assert len((await second)[1]) == 20
     status = await router.admin.GetStatus(admin_pb2.GetStatusRequest())
@@ -204,8 +215,8 @@ async def test_a_failed_hand_off_names_its_reason(start_router: StartRouter) -> 
     [
         (text_request(""), "text"),
         (inference_pb2.GenerateRequest(), "token_ids"),
-        (inference_pb2.GenerateRequest(token_ids={"ids": [VOCAB_SIZE]}), "token_ids"),
-        (inference_pb2.GenerateRequest(token_ids={"ids": [5] * MAX_MODEL_TOKENS}), "token_ids"),
+        (ids_request(VOCAB_SIZE), "token_ids"),
+        (ids_request(*[5] * MAX_MODEL_TOKENS), "token_ids"),
         (text_request(model="other"), "model"),
         (text_request(priority_class="first"), "priority_class"),
         (text_request(sampling=Sampling(temperature=2.5)), "temperature"),

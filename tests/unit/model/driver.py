@@ -22,12 +22,12 @@ class Driver:
     def __init__(self, model: HybridModel, *, requests: int = 1, max_tokens: int = 512) -> None:
         self.model = model
         config = model.config
-        dtype = model.weights.embeddings.dtype
+        dtype, self.device = model.weights.embeddings.dtype, model.weights.embeddings.device
         per_request = -(-max_tokens // BLOCK_TOKENS)
         blocks = requests * per_request
 
         def dirty(*shape: int, kind: torch.dtype = dtype) -> Tensor:
-            return torch.full(shape, torch.nan, dtype=kind)
+            return torch.full(shape, torch.nan, dtype=kind, device=self.device)
 
         kv_shape = (2, config.num_key_value_heads, BLOCK_TOKENS, config.head_dim)
         heads = (config.mamba_num_heads, config.mamba_head_dim, config.ssm_state_size)
@@ -39,7 +39,7 @@ class Driver:
         )
         self.draft_kv = dirty(blocks, config.mtp_attention_layers, *kv_shape)
         order = torch.randperm(blocks, generator=torch.Generator().manual_seed(0))
-        self._tables = order.view(requests, per_request)
+        self._tables = order.view(requests, per_request).to(self.device)
         self.lengths = [0] * requests
 
     def table(self, request: int, tokens: int) -> Tensor:
@@ -57,7 +57,7 @@ class Driver:
             if not part:
                 continue
             hidden = self.model.prefill(
-                torch.tensor(part),
+                torch.tensor(part, device=self.device),
                 self.state,
                 slot=request,
                 block_table=self.table(request, start + len(part)),
@@ -74,11 +74,11 @@ class Driver:
         tables = [self.table(request, self.lengths[request] + 1) for request in requests]
         padded = torch.nn.utils.rnn.pad_sequence(tables, batch_first=True, padding_value=-1)
         hidden = self.model.decode(
-            torch.tensor([tokens[request] for request in requests]),
+            torch.tensor([tokens[request] for request in requests], device=self.device),
             self.state,
-            slots=torch.tensor(requests),
+            slots=torch.tensor(requests, device=self.device),
             block_tables=padded,
-            context_lens=torch.tensor([self.lengths[request] for request in requests]),
+            context_lens=torch.tensor([self.lengths[r] for r in requests], device=self.device),
         )
         for request in requests:
             self.lengths[request] += 1

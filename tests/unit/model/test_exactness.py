@@ -8,6 +8,7 @@ import torch
 from tests.reference_models import SHAPES, reference_greedy
 from tests.unit.model.conftest import MakePair
 from tests.unit.model.driver import Driver, random_prompt
+from workers.model import load_model
 
 NAMES = sorted(SHAPES)
 
@@ -95,3 +96,18 @@ def test_decode_continues_prefill(make_pair: MakePair) -> None:
     for token in prompt[40:]:
         hidden = driver.decode({0: token})
     torch.testing.assert_close(hidden[0], expected, atol=5e-3, rtol=1e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gpu_gives_what_the_cpu_gives(make_pair: MakePair, name: str) -> None:
+    pair = make_pair(name)
+    prompt = random_prompt(SHAPES[name].vocab_size, 90, seed=6)
+    on_gpu = Driver(load_model(pair.published, torch.float32, "cuda"))
+    on_cpu = Driver(pair.model)
+    hidden = on_gpu.prefill(prompt, chunks=[40]).cpu()
+    torch.testing.assert_close(hidden, on_cpu.prefill(prompt), atol=2e-3, rtol=2e-3)
+    for token in (1, 2, 3):
+        step = on_gpu.decode({0: token}).cpu()
+        torch.testing.assert_close(step, on_cpu.decode({0: token}), atol=2e-3, rtol=2e-3)

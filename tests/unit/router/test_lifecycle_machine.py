@@ -72,6 +72,7 @@ class RouterMachine(RuleBasedStateMachine):
         self.delivered: dict[str, list[int]] = defaultdict(list)
         self.finished: dict[str, Finish] = {}
         self.commands_seen: set[tuple[str, int, str]] = set()
+        self.written: set[int] = set()  # handles whose state has reached decode
 
     def feed(self, event: Event) -> None:
         self.now_s += 0.001
@@ -160,32 +161,33 @@ class RouterMachine(RuleBasedStateMachine):
     def stale_event(self, data: st.DataObject) -> None:
         worker = self.pick(data)
         handle = 10**6 + data.draw(st.integers(0, 3))
-        event = data.draw(
-            st.sampled_from(
-                [
-                    StateArrived(worker.worker_id, handle),
-                    PrefillDone(worker.worker_id, handle),
-                    Ended(worker.worker_id, handle, common_pb2.REASON_LENGTH),
-                    TokensArrived(worker.worker_id, [handle], [0], [1], [7]),
-                ]
-            )
-        )
-        self.feed(event)
+        events: list[Event] = [
+            StateArrived(worker.worker_id, handle),
+            PrefillDone(worker.worker_id, handle),
+            Ended(worker.worker_id, handle, common_pb2.REASON_LENGTH),
+            TokensArrived(worker.worker_id, [handle], [0], [1], [7]),
+        ]
+        self.feed(data.draw(st.sampled_from(events)))
 
     @precondition(lambda self: any(w.commands for w in self.workers.values()))
-    @rule(data=st.data(), refuse=st.booleans())
+    @rule(data=st.data(), refuse=st.sampled_from([False, False, False, True]))
     def worker_takes_a_command(self, data: st.DataObject, refuse: bool) -> None:
         busy = [w for w in self.workers.values() if w.commands]
         worker = data.draw(st.sampled_from(sorted(busy, key=lambda w: w.worker_id)))
-        command = worker.commands.pop(0)
-        if isinstance(command, SendCancel):
-            if worker.jobs.pop(command.handle, None) is not None:
-                self.feed(Ended(worker.worker_id, command.handle, common_pb2.REASON_CANCELLED))
-        elif refuse and data.draw(st.integers(0, 3)) == 0:
+        if refuse and not isinstance(worker.commands[0], SendCancel):
+            command = worker.commands.pop(0)
             reason = data.draw(
                 st.sampled_from([common_pb2.REASON_OUT_OF_CAPACITY, common_pb2.REASON_ENGINE_ERROR])
             )
             self.feed(Ended(worker.worker_id, command.handle, reason, "scripted"))
+        else:
+            self.take_command(worker)
+
+    def take_command(self, worker: ScriptedWorker) -> None:
+        command = worker.commands.pop(0)
+        if isinstance(command, SendCancel):
+            if worker.jobs.pop(command.handle, None) is not None:
+                self.feed(Ended(worker.worker_id, command.handle, common_pb2.REASON_CANCELLED))
         elif isinstance(command, SendReserve):
             worker.jobs[command.handle] = Job(command.request_id, "reserve")
         else:
@@ -207,7 +209,7 @@ class RouterMachine(RuleBasedStateMachine):
             job.stage = "reserved"
             self.feed(Reserved(name, handle, HandoffTicket(reservation=handle)))
         elif job.kind == "reserve" and job.stage == "reserved":
-            if self._state_was_written(handle):
+            if handle in self.written:
                 job.stage, job.sent = "decoding", 1
                 self.feed(StateArrived(name, handle))
         elif job.kind == "handoff" and job.stage == "new":
@@ -232,13 +234,6 @@ class RouterMachine(RuleBasedStateMachine):
             del worker.jobs[handle]
             self.feed(Ended(name, handle, common_pb2.REASON_LENGTH))
 
-    @property
-    def written(self) -> set[int]:
-        return self.__dict__.setdefault("_written", set())
-
-    def _state_was_written(self, handle: int) -> bool:
-        return handle in self.written
-
     @invariant()
     def every_live_request_is_listed(self) -> None:
         live = set(self.max_tokens) - set(self.finished)
@@ -249,17 +244,7 @@ class RouterMachine(RuleBasedStateMachine):
         for _ in range(400):
             for worker in self.workers.values():
                 while worker.commands:
-                    command = worker.commands.pop(0)
-                    if isinstance(command, SendCancel):
-                        if worker.jobs.pop(command.handle, None) is not None:
-                            self.feed(
-                                Ended(worker.worker_id, command.handle, common_pb2.REASON_CANCELLED)
-                            )
-                    elif isinstance(command, SendReserve):
-                        worker.jobs[command.handle] = Job(command.request_id, "reserve")
-                    else:
-                        kind = "local" if command.ticket is None else "handoff"
-                        worker.jobs[command.handle] = Job(command.request_id, kind)
+                    self.take_command(worker)
                 for handle in list(worker.jobs):
                     if handle in worker.jobs:
                         self.step(worker, handle, 2)

@@ -179,6 +179,14 @@ class NativeEngine:
                 self._end(sequence, sequence.ending)
             elif isinstance(outcome, Sent):
                 outcome.report.handoff_ms = (now_s - sequence.sending_began_s) * 1000.0
+                if sequence.span is not None:
+                    sequence.span.end(
+                        {
+                            "tandem.kv_bytes": outcome.report.kv_bytes,
+                            "tandem.mamba_bytes": outcome.report.mamba_bytes,
+                            "tandem.descriptors": outcome.report.descriptors,
+                        }
+                    )
                 self._events.prefill_done.append(
                     PrefillDone(outcome.handle, sequence.prefill_ms, outcome.report)
                 )
