@@ -147,7 +147,7 @@ def _watch(cluster: LocalCluster, signals: StopSignals) -> None:
     known: dict[str, str] = {}
     with Client(cluster.endpoints.grpc) as client:
         while not signals.wait(_WATCH_S):
-            cluster.check_alive()
+            cluster.tend()
             try:
                 status = client.status()
             except UserError:
@@ -161,6 +161,6 @@ def _watch(cluster: LocalCluster, signals: StopSignals) -> None:
 
 def _report_changes(before: Mapping[str, str], after: Mapping[str, str]) -> None:
     for worker_id in before.keys() - after.keys():
-        note(f"worker {worker_id} has gone; Ray Serve replaces it")
+        note(f"worker {worker_id} has gone")
     for worker_id in after.keys() - before.keys():
         note(f"worker {worker_id} has joined at {after[worker_id]}")

@@ -92,8 +92,10 @@ class Child:
 
     def ended_error(self) -> UserError:
         """Why a child that should be running is not, from the end of its log."""
+        last_words = self.log_tail()
+        separator = ":\n" if last_words else ""
         return UserError(
-            f"{self.name} ended with status {self.exit_status()}:\n{self.log_tail()}",
+            f"{self.name} ended with status {self.exit_status()}{separator}{last_words}",
             f"see its log: {self.log_path}",
         )
 

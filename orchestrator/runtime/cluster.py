@@ -6,6 +6,7 @@ same code as an orderly stop.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import logging
@@ -13,6 +14,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ from orchestrator.client import Client
 from orchestrator.errors import UserError
 from orchestrator.runtime.child import Child, Interrupted, never
 from orchestrator.runtime.leftovers import MARK, end_leftovers, processes_of
-from orchestrator.runtime.local_ray import start_ray, stop_ray
+from orchestrator.runtime.local_ray import start_ray, stop_ray, vital_processes
 from orchestrator.runtime.pools import Pools
 from orchestrator.runtime.ports import check_free, free_port
 from orchestrator.runtime.preflight import check_model
@@ -39,6 +41,9 @@ _POLL_S = 0.2
 _GUARDIAN_READY_S = 20.0
 _POOLS_READY_S = 900.0
 _CONNECTED_S = 30.0
+# A stop in order takes seconds; when Ray is broken it takes forever, and the sweep does it.
+_POOLS_STOP_S = 30.0
+_RAY_STOP_S = 20.0
 
 Report = Callable[[str], None]
 
@@ -73,6 +78,8 @@ class LocalCluster:
         self._report: Report = _silent
         self._store: EmbeddedStore | None = None
         self._router: RouterProcess | None = None
+        self._vital: list[psutil.Process] = []
+        self._temp_dir: Path | None = None
 
     def start(self, report: Report = _silent, interrupted: Callable[[], bool] = never) -> Endpoints:
         """Start everything and wait until the router is connected to every worker.
@@ -90,8 +97,9 @@ class LocalCluster:
         os.environ[MARK] = self.id
         self._undo.callback(os.environ.pop, MARK, None)
         # Ray puts sockets here, and their paths may not be longer than about 100 characters.
-        temp_dir = Path(tempfile.mkdtemp(prefix="tandem-", dir="/tmp"))
-        self._undo.callback(shutil.rmtree, temp_dir, ignore_errors=True)
+        temp_dir = self._temp_dir = Path(tempfile.mkdtemp(prefix="tandem-", dir="/tmp"))
+        # Registered before Ray registers its own exit, so it runs after that.
+        atexit.register(shutil.rmtree, temp_dir, ignore_errors=True)
         self._start_guardian(self.log_dir, temp_dir, interrupted)
         store_url = self._start_store(self.log_dir, interrupted)
         self._start_ray(temp_dir, interrupted)
@@ -127,24 +135,36 @@ class LocalCluster:
         if interrupted():
             raise Interrupted
         self._report("starting Ray")
-        self._undo.callback(self._end_ray)
+        self._undo.callback(self._stop_in_ray, "stopping Ray", stop_ray, _RAY_STOP_S)
         pools = (self.spec.prefill, self.spec.decode)
         start_ray(
             temp_dir,
             cpus=sum(pool.workers.max * pool.resources.cpu for pool in pools),
             gpus=any(pool.resources.gpu for pool in pools),
         )
+        self._vital = vital_processes()
 
-    def _end_ray(self) -> None:
-        self._report("stopping Ray")
-        stop_ray()
+    def _step(self, message: str) -> None:
+        self._report(message)
+
+    def _stop_in_ray(self, message: str, stop: Callable[[], None], seconds: float) -> None:
+        """A stop that needs Ray; without one the sweep at the end does the work."""
+        self._report(message)
+        if self._lost_of_ray() is None:
+            _within(seconds, stop)
+
+    def _lost_of_ray(self) -> psutil.Process | None:
+        for process in self._vital:
+            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+                return process
+        return None
 
     def _start_pools(self, store_url: str, log_dir: Path, interrupted: Callable[[], bool]) -> None:
         if interrupted():
             raise Interrupted
         self._report("starting workers")
         pools = Pools(self.spec, store_url, self.id, log_dir)
-        self._undo.callback(pools.stop, self._report)
+        self._undo.callback(self._stop_in_ray, "stopping workers", pools.stop, _POOLS_STOP_S)
         deadline = time.monotonic() + _POOLS_READY_S
         while not (progress := pools.progress()).complete:
             if interrupted():
@@ -161,7 +181,8 @@ class LocalCluster:
     def _start_router(self, store_url: str, log_dir: Path, interrupted: Callable[[], bool]) -> None:
         self._report("starting the router")
         self._router = RouterProcess(self.spec, store_url, self.id, log_dir)
-        self._undo.callback(self._stop_router, self._router)
+        self._undo.callback(self._router.stop)
+        self._undo.callback(self._step, "stopping the router")
         self.endpoints = self._router.wait_ready(interrupted)
         wanted = self.spec.prefill.workers.min + self.spec.decode.workers.min
         deadline = time.monotonic() + _CONNECTED_S
@@ -169,7 +190,7 @@ class LocalCluster:
             while (connected := _connected(client.status())) < wanted:
                 if interrupted():
                     raise Interrupted
-                self.check_alive()
+                self.tend()
                 if time.monotonic() > deadline:
                     raise UserError(
                         f"the router reached {connected} of {wanted} workers in "
@@ -178,10 +199,6 @@ class LocalCluster:
                     )
                 self._report(f"connecting the router: {connected} of {wanted} workers")
                 time.sleep(_POLL_S)
-
-    def _stop_router(self, router: RouterProcess) -> None:
-        self._report("stopping the router")
-        router.stop()
 
     def _publish(self, endpoints: Endpoints, log_dir: Path, temp_dir: Path) -> None:
         files = RunFiles()
@@ -199,12 +216,18 @@ class LocalCluster:
         self._undo.callback(files.remove, self.id)
         files.write(record)
 
-    def check_alive(self) -> None:
-        """Raise UserError when a process that nobody restarts has ended."""
+    def tend(self) -> None:
+        """Start the store again if it has ended; raise UserError when something else has."""
         if self._router is not None and self._router.child.exit_status() is not None:
             raise self._router.child.ended_error()
-        if self._store is not None and self._store.child.exit_status() is not None:
-            raise self._store.child.ended_error()
+        if (lost := self._lost_of_ray()) is not None:
+            raise UserError(
+                f"Ray ended: its process {lost.pid} is gone", "start again with `tandem up`"
+            )
+        if self._store is not None and self._store.ended:
+            # Workers write themselves into the empty directory at their next renewal.
+            _LOG.warning("the embedded Valkey ended; starting it again")
+            self._store.restart()
 
     def stop(self, report: Report = _silent) -> StopReport:
         """Stop everything that was started; safe at any time, and twice."""
@@ -216,13 +239,31 @@ class LocalCluster:
         except Exception:  # noqa: BLE001 - whatever broke, the sweep below ends what is left
             _LOG.warning("a part of the cluster did not stop in order", exc_info=True)
         finally:
+            self._vital = []
             self._store = None
             self._router = None
             if processes:
                 self._report("checking that no process is left")
                 forced = end_leftovers(self.id)
+            if self._temp_dir is not None:
+                # Only now does nobody write there any more.
+                shutil.rmtree(self._temp_dir, ignore_errors=True)
         left = tuple(f"{process.name()} (pid {process.pid})" for process in processes_of(self.id))
         return StopReport(processes, tuple(forced), left)
+
+
+def _within(seconds: float, stop: Callable[[], None]) -> None:
+    """Call `stop`, but wait no longer than this: a broken Ray answers nobody."""
+
+    def run() -> None:
+        try:
+            stop()
+        except Exception:  # noqa: BLE001 - the sweep ends what did not stop
+            _LOG.warning("a part of the cluster did not stop in order", exc_info=True)
+
+    worker = threading.Thread(target=run, name="stop", daemon=True)
+    worker.start()
+    worker.join(seconds)
 
 
 def _refuse_second(spec: ClusterSpec) -> None:

@@ -11,6 +11,8 @@ import os
 import signal
 from pathlib import Path
 
+import psutil
+
 from orchestrator.runtime.child import Interrupted
 
 _OBJECT_STORE_BYTES = 80 * 2**20  # nearly Ray's minimum: tokens and weights never pass through it
@@ -57,6 +59,13 @@ def _init(temp_dir: Path, cpus: int, gpus: bool) -> None:
         _temp_dir=str(temp_dir),
         _node_ip_address="127.0.0.1",
     )
+
+
+def vital_processes() -> list[psutil.Process]:
+    """The processes without which a Ray that this process started cannot replace workers."""
+    return [
+        child for child in psutil.Process().children() if child.name() in ("gcs_server", "raylet")
+    ]
 
 
 def stop_ray() -> None:

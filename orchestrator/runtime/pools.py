@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,11 +95,10 @@ class Pools:
                     )
         return PoolProgress(ready, sum(self._sizes.values()))
 
-    def stop(self, report: Callable[[str], None]) -> None:
+    def stop(self) -> None:
         """Stop all workers gracefully and wait for them."""
         from ray import serve
 
-        report("stopping workers")
         for role in self._roles:
             serve.delete(role, _blocking=False)
         for role in self._roles:

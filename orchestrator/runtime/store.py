@@ -21,34 +21,52 @@ class EmbeddedStore:
     """A Valkey server that keeps nothing on disk and ends with this process."""
 
     def __init__(self, folder: Path, interrupted: Callable[[], bool] = never) -> None:
+        self._folder = folder
         for attempt in range(_ATTEMPTS):
             # Another process may take the port between the look and the start: try again.
             self.port = free_port()
-            data_dir = folder / "valkey"
-            config = json.dumps({"port": self.port, "data_dir": str(data_dir)})
-            self.child = Child(
-                "the embedded Valkey",
-                ["orchestrator.runtime.valkey_process"],
-                config,
-                folder / "valkey.log",
-            )
             try:
-                self.child.wait_ready(_READY_S, interrupted)
+                self._child = self._start(interrupted)
                 return
             except UserError:
-                self.child.stop()
                 if attempt == _ATTEMPTS - 1:
                     raise
-            except BaseException:
-                self.child.stop()
-                raise
+
+    def _start(self, interrupted: Callable[[], bool]) -> Child:
+        data_dir = self._folder / "valkey"
+        child = Child(
+            "the embedded Valkey",
+            ["orchestrator.runtime.valkey_process"],
+            json.dumps({"port": self.port, "data_dir": str(data_dir)}),
+            self._folder / "valkey.log",
+        )
+        try:
+            child.wait_ready(_READY_S, interrupted)
+        except BaseException:
+            child.stop()
+            raise
+        return child
 
     @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
+    @property
+    def pid(self) -> int:
+        """Of the process that watches over the server."""
+        return self._child.pid
+
+    @property
+    def ended(self) -> bool:
+        return self._child.exit_status() is not None
+
+    def restart(self) -> None:
+        """Start an empty server at the same address. Raises UserError when that fails."""
+        self._child.stop()
+        self._child = self._start(never)
+
     def stop(self) -> None:
-        self.child.stop()
+        self._child.stop()
 
 
 def check_store(url: str) -> None:

@@ -29,7 +29,7 @@ def store(tmp_path: Path) -> Iterator[EmbeddedStore]:
 
 
 def _server(store: EmbeddedStore) -> psutil.Process:
-    (server,) = psutil.Process(store.child.pid).children()
+    (server,) = psutil.Process(store.pid).children()
     return server
 
 
@@ -45,6 +45,17 @@ def test_it_answers_on_the_loopback_and_is_gone_after_its_stop(store: EmbeddedSt
     assert not server.is_running()
     with pytest.raises(UserError, match="does not answer"):
         check_store(store.url)
+
+
+def test_it_is_known_to_have_ended_and_starts_again_at_its_address(store: EmbeddedStore) -> None:
+    url = store.url
+    watcher = psutil.Process(store.pid)
+    _server(store).kill()
+    watcher.wait(_GONE_S)
+    assert store.ended
+    store.restart()
+    assert store.url == url
+    check_store(url)
 
 
 def test_two_of_them_run_side_by_side(store: EmbeddedStore, tmp_path: Path) -> None:
@@ -67,7 +78,7 @@ def test_it_ends_when_its_owner_is_killed(tmp_path: Path) -> None:
         "import sys, pathlib\n"
         "from orchestrator.runtime.store import EmbeddedStore\n"
         "store = EmbeddedStore(pathlib.Path(sys.argv[1]))\n"
-        "print(store.child.pid, flush=True)\n"
+        "print(store.pid, flush=True)\n"
         "sys.stdin.read()\n"
     )
     owner = subprocess.Popen(
