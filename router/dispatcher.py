@@ -295,7 +295,8 @@ class Dispatcher:
             self._timer.cancel()
         self._timer_s = due_s
         if due_s is not None:
-            self._timer = asyncio.get_running_loop().call_at(due_s, self._on_timer)
+            delay_s = max(0.0, due_s - _now_s())
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = self._timer_s = None
@@ -303,4 +304,5 @@ class Dispatcher:
 
 
 def _now_s() -> float:
-    return asyncio.get_running_loop().time()
+    # Not the loop's time: uvloop's moves in whole milliseconds.
+    return time.monotonic()

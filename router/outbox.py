@@ -41,7 +41,8 @@ class Outbox:
         self._count += len(token_ids)
         self._token_ids.extend(token_ids)
         self._logprobs.extend(logprobs)
-        self._undecoded.extend(token_ids)
+        if self._text is not None:
+            self._undecoded.extend(token_ids)
         if self._eager:
             self._decode()
         self._news.set()

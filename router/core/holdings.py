@@ -66,7 +66,7 @@ class Holdings:
         """Cancel at every worker that knows of the attempt; credits come back when it answers."""
         cancels = []
         for side in attempt.sides:
-            if side.closed or side.cancelled:
+            if side.closed:
                 continue
             if side.sent:
                 side.cancelled = True

@@ -96,7 +96,7 @@ def main() -> None:
     model = load_model(given.model, torch.float32)
     tokenizer = Tokenizer.from_file(str(given.model / "tokenizer.json"))
     held_out = [document for document in load_documents(given.cache) if document.held_out]
-    # Every other source in turn, so that a few prompts cover both.
+    # By title, which mixes the sources: a few prompts cover both.
     held_out.sort(key=lambda document: (document.title, document.source))
     loss = validation_loss(model, TokenStream.build(held_out, tokenizer, seed=0), length=512)
     accepted = acceptance(model, held_out, tokenizer, given.prompts)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from workers.training.corpus import DEFAULT_CACHE, load_documents
+from workers.training.corpus import DEFAULT_CACHE, Document, load_documents
 
 # Their positions are their ids.
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
@@ -27,6 +27,12 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+
+
+def tokenizer_texts(documents: Iterable[Document]) -> list[str]:
+    """What the vocabulary is learned from: training documents, their questions, the roles."""
+    texts = [f"{item.question}\n{item.text}" for item in documents if not item.held_out]
+    return [*texts, "user\nassistant\nsystem\n"]
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -74,9 +80,8 @@ def main() -> None:
     parser.add_argument("--vocab-size", type=int, default=2048)
     parser.add_argument("--max-tokens", type=int, default=8192, help="the model's longest context")
     arguments = parser.parse_args()
-    documents = [d for d in load_documents(arguments.cache) if not d.held_out]
-    texts = [f"{d.question}\n{d.text}" for d in documents]
-    tokenizer = train_tokenizer([*texts, "user\nassistant\nsystem\n"], arguments.vocab_size)
+    texts = tokenizer_texts(load_documents(arguments.cache))
+    tokenizer = train_tokenizer(texts, arguments.vocab_size)
     save_tokenizer(tokenizer, arguments.output, arguments.max_tokens)
 
 

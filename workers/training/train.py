@@ -27,8 +27,8 @@ from workers.training.objective import losses
 from workers.training.parameters import initial_parameters, optimiser_groups
 from workers.training.run_state import RunState
 from workers.training.schedule import Schedule
-from workers.training.shape import PUBLISHED_CONFIG, shipped_config
-from workers.training.tokenizer import save_tokenizer, train_tokenizer
+from workers.training.shape import shipped_config
+from workers.training.tokenizer import save_tokenizer, tokenizer_texts, train_tokenizer
 
 VALIDATION_BATCHES = 4
 
@@ -82,11 +82,9 @@ def load_streams(run: Path, cache: Path, seed: int) -> tuple[TokenStream, TokenS
     train = [document for document in documents if not document.held_out]
     held_out = [document for document in documents if document.held_out]
     if not (run / "tokenizer.json").exists():
-        vocab_size, longest = PUBLISHED_CONFIG["vocab_size"], shipped_config()
-        assert isinstance(vocab_size, int)
-        texts = [f"{document.question}\n{document.text}" for document in train]
-        tokenizer = train_tokenizer([*texts, "user\nassistant\nsystem\n"], vocab_size)
-        save_tokenizer(tokenizer, run, longest.max_position_embeddings)
+        config = shipped_config()
+        tokenizer = train_tokenizer(tokenizer_texts(documents), config.vocab_size)
+        save_tokenizer(tokenizer, run, config.max_position_embeddings)
     tokenizer = Tokenizer.from_file(str(run / "tokenizer.json"))
     return (
         TokenStream.build(train, tokenizer, seed=seed),
