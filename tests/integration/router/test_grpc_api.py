@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import cast
 
 import grpc
@@ -33,20 +34,50 @@ def reason_of(error: grpc.aio.AioRpcError) -> str:
     return cast("Mapping[str, str]", error.trailing_metadata())[REASON_METADATA]
 
 
+@dataclass
+class Answer:
+    """What a client has got so far of one call."""
+
+    text: str = ""
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finished: inference_pb2.Finished | None = None
+
+
+class Client:
+    """One call that can be read up to a certain token, and later to its end."""
+
+    def __init__(self, router: Running, request: inference_pb2.GenerateRequest) -> None:
+        self.answer = Answer()
+        self.call = router.inference.Generate(request, timeout=TIMEOUT_S)
+        self._responses = aiter(self.call)
+
+    async def read(self, tokens: int) -> None:
+        """Read until so many tokens are there."""
+        while len(self.answer.ids) < tokens:
+            self._take(await anext(self._responses))
+
+    async def rest(self) -> tuple[str, list[int], list[float], inference_pb2.Finished]:
+        """Read to the end; raises AioRpcError for a call that fails."""
+        async for response in self._responses:
+            self._take(response)
+        answer = self.answer
+        assert answer.finished is not None
+        return answer.text, answer.ids, answer.logprobs, answer.finished
+
+    def _take(self, response: inference_pb2.GenerateResponse) -> None:
+        if response.WhichOneof("event") == "finished":
+            self.answer.finished = response.finished
+            return
+        self.answer.text += response.delta.text
+        self.answer.ids.extend(response.delta.token_ids)
+        self.answer.logprobs.extend(response.delta.logprobs)
+
+
 async def collect(
     router: Running, request: inference_pb2.GenerateRequest
 ) -> tuple[str, list[int], list[float], inference_pb2.Finished]:
-    text, ids, logprobs = "", list[int](), list[float]()
-    finished = None
-    async for response in router.inference.Generate(request, timeout=TIMEOUT_S):
-        if response.WhichOneof("event") == "delta":
-            text += response.delta.text
-            ids.extend(response.delta.token_ids)
-            logprobs.extend(response.delta.logprobs)
-        else:
-            finished = response.finished
-    assert finished is not None
-    return text, ids, logprobs, finished
+    return await Client(router, request).rest()
 
 
 async def test_a_request_runs_on_both_workers_and_reports_its_hand_off(
@@ -122,11 +153,11 @@ async def test_cancel_ends_the_stream_with_a_report_and_frees_the_worker(
     start_router: StartRouter,
 ) -> None:
     router = await start_router(pause_after=5)
-    call = asyncio.create_task(collect(router, text_request(request_id="r1")))
-    await asyncio.wait_for(router.script.paused.wait(), TIMEOUT_S)
+    client = Client(router, text_request(request_id="r1"))
+    await client.read(5)
     cancelled = await router.inference.Cancel(inference_pb2.CancelRequest(request_id="r1"))
     assert cancelled.found
-    _, ids, _, finished = await call
+    _, ids, _, finished = await client.rest()
     assert finished.reason == common_pb2.REASON_CANCELLED
     assert len(ids) == finished.completion_tokens == 5
     assert (await asyncio.wait_for(router.script.cancels.get(), TIMEOUT_S))[0] == "decode-0"
@@ -136,10 +167,9 @@ async def test_cancel_ends_the_stream_with_a_report_and_frees_the_worker(
 
 async def test_a_client_that_leaves_frees_the_worker(start_router: StartRouter) -> None:
     router = await start_router(pause_after=5)
-    call = router.inference.Generate(text_request())
-    assert await call.read()
-    await asyncio.wait_for(router.script.paused.wait(), TIMEOUT_S)
-    call.cancel()
+    client = Client(router, text_request())
+    await client.read(5)
+    client.call.cancel()
     assert (await asyncio.wait_for(router.script.cancels.get(), TIMEOUT_S))[0] == "decode-0"
 
 
@@ -154,13 +184,13 @@ async def test_a_running_request_id_is_refused_and_the_first_goes_on(
     start_router: StartRouter,
 ) -> None:
     router = await start_router(pause_after=5)
-    first = asyncio.create_task(collect(router, text_request(request_id="same")))
-    await asyncio.wait_for(router.script.paused.wait(), TIMEOUT_S)
+    first = Client(router, text_request(request_id="same"))
+    await first.read(5)
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await collect(router, text_request(request_id="same"))
     assert error.value.code() is grpc.StatusCode.ALREADY_EXISTS
     router.script.go_on.set()
-    assert len((await first)[1]) == 20
+    assert len((await first.rest())[1]) == 20
 
 
 async def test_a_full_queue_refuses(start_router: StartRouter) -> None:
@@ -182,14 +212,14 @@ async def test_a_worker_lost_in_the_middle_fails_its_requests_and_the_others_go_
     start_router: StartRouter,
 ) -> None:
     router = await start_router(prefill=0, decode=2, pause_after=5)
-    first = asyncio.create_task(collect(router, text_request()))
-    await asyncio.wait_for(router.script.paused.wait(), TIMEOUT_S)
+    first = Client(router, text_request())
+    await first.read(5)
     second = asyncio.create_task(collect(router, text_request()))
     for _ in range(2):
         await asyncio.wait_for(router.script.items.get(), TIMEOUT_S)
     await router.decode[0].kill()
     with pytest.raises(grpc.aio.AioRpcError) as error:
-        await asyncio.wait_for(first, TIMEOUT_S)
+        await first.rest()
     assert error.value.code() is grpc.StatusCode.UNAVAILABLE
     assert "decode-0" in str(error.value.details())
     assert reason_of(error.value) == "REASON_WORKER_LOST"
@@ -264,8 +294,8 @@ async def test_an_internal_error_shows_a_reference_and_no_trace(
 
 async def test_status_shows_workers_and_their_room(start_router: StartRouter) -> None:
     router = await start_router(pause_after=5)
-    call = asyncio.create_task(collect(router, text_request()))
-    await asyncio.wait_for(router.script.paused.wait(), TIMEOUT_S)
+    client = Client(router, text_request())
+    await client.read(5)
     status = await router.admin.GetStatus(admin_pb2.GetStatusRequest())
     assert (status.model, status.running_requests, status.queued_requests) == ("tiny", 1, 0)
     decode, prefill = status.workers
@@ -275,7 +305,7 @@ async def test_status_shows_workers_and_their_room(start_router: StartRouter) ->
     assert decode.free_tokens < decode.total_tokens
     assert decode.uptime_s > 0
     router.script.go_on.set()
-    await call
+    await client.rest()
 
 
 async def test_get_model_says_what_the_workers_take(start_router: StartRouter) -> None:
