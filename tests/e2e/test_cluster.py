@@ -90,7 +90,9 @@ def test_one_trace_spans_all_processes(cluster: Cluster, stub: InferenceStub) ->
     path = Path(cluster.environment["XDG_STATE_HOME"]) / "trace.jsonl"
 
     def spans() -> dict[str, dict[str, str]]:
-        found = [json.loads(line) for line in path.read_text().splitlines()]
+        # The last line may be in the middle of being written.
+        whole, _, _ = path.read_text().rpartition("\n")
+        found = [json.loads(line) for line in whole.splitlines()]
         mine = [s for s in found if s["attributes"].get("tandem.request_id") == "traced"]
         return {s["name"]: s for s in found if mine and s["trace_id"] == mine[0]["trace_id"]}
 
