@@ -40,7 +40,10 @@ def _listening() -> set[tuple[str, int]]:
 
 
 def _segments() -> set[str]:
-    return {entry.name for entry in _SHARED_MEMORY.iterdir()} if _SHARED_MEMORY.is_dir() else set()
+    if not _SHARED_MEMORY.is_dir():
+        return set()
+    # OpenMP's mark of a process that uses it; one that is killed cannot take it away.
+    return {e.name for e in _SHARED_MEMORY.iterdir() if "KMP_REGISTERED_LIB" not in e.name}
 
 
 def _used_by_others(segment: str) -> bool:
