@@ -7,7 +7,7 @@ gives without drafts, so what is measured is exactly what greedy speculation wou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,8 +64,18 @@ def _state(model: HybridModel, tokens: int) -> tuple[StateTensors, Tensor]:
     return state, draft
 
 
-def greedy(model: HybridModel, prompt: Sequence[int], max_tokens: int) -> tuple[list[int], Tensor]:
-    """Greedy tokens after the prompt, and the hidden states of prompt and tokens.
+Pick = Callable[[Tensor], int]
+
+
+def most_likely(logits: Tensor) -> int:
+    """The greedy choice from logits [vocab]."""
+    return int(logits.argmax())
+
+
+def answer(
+    model: HybridModel, prompt: Sequence[int], max_tokens: int, pick: Pick = most_likely
+) -> tuple[list[int], Tensor]:
+    """Tokens chosen one by one after the prompt, and the hidden states of prompt and tokens.
 
     Returns:
         `max_tokens` tokens, and hidden states [len(prompt) + max_tokens - 1, d]: the last token
@@ -75,7 +85,7 @@ def greedy(model: HybridModel, prompt: Sequence[int], max_tokens: int) -> tuple[
     table, slot = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     fed = torch.tensor(list(prompt))
     hidden = [model.prefill(fed, state, slot=0, block_table=table, context_tokens=0)]
-    tokens = [int(model.logits(hidden[-1][-1]).argmax())]
+    tokens = [pick(model.logits(hidden[-1][-1]))]
     while len(tokens) < max_tokens:
         hidden.append(
             model.decode(
@@ -86,7 +96,7 @@ def greedy(model: HybridModel, prompt: Sequence[int], max_tokens: int) -> tuple[
                 context_lens=torch.tensor([len(prompt) + len(tokens) - 1]),
             )
         )
-        tokens.append(int(model.logits(hidden[-1][0]).argmax()))
+        tokens.append(pick(model.logits(hidden[-1][0])))
     return tokens, torch.cat(hidden)
 
 
@@ -94,7 +104,7 @@ def measure(
     model: HybridModel, prompt: Sequence[int], max_tokens: int, draft_tokens: int
 ) -> Acceptance:
     """Draft after every token of a greedy answer and compare with the answer itself."""
-    tokens, hidden = greedy(model, prompt, max_tokens)
+    tokens, hidden = answer(model, prompt, max_tokens)
     known = [*prompt, *tokens]
     _, draft_kv = _state(model, len(known))
     table = torch.zeros(1, dtype=torch.int64)

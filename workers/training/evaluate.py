@@ -20,9 +20,9 @@ from torch.nn import functional
 from workers.model import HybridModel, load_model
 from workers.training.corpus import DEFAULT_CACHE, Document, load_documents
 from workers.training.dataset import TokenStream
-from workers.training.drafting import Acceptance, greedy, measure
+from workers.training.drafting import Acceptance, answer, measure
 from workers.training.export import DEFAULT_OUTPUT
-from workers.training.forward import backbone
+from workers.training.forward import backbone, draft_chain
 from workers.training.model_card import Facts, model_card
 from workers.training.tokenizer import EOS, TURN_END
 
@@ -75,10 +75,38 @@ def acceptance(
     return total
 
 
+@torch.no_grad()
+def agreement(model: HybridModel, stream: TokenStream, length: int) -> tuple[float, ...]:
+    """How often each draft equals the model's own greedy choice, reading held-out text.
+
+    Greedy answers of a small model fall into loops, which are easy to draft; text that people
+    wrote does not. Draft j reads the text's tokens, not its own earlier drafts.
+    """
+    mtp = model.weights.mtp
+    if mtp is None:
+        raise ValueError("this checkpoint has no MTP block to measure")
+    tokens = torch.from_numpy(stream.tokens[: 16 * length].astype("int64")).view(16, length)
+    hidden = backbone(tokens, model.weights, model.config, lambda *_: None)
+    own = model.logits(hidden).argmax(-1)
+    chain = draft_chain(
+        tokens, hidden, model.weights, mtp, model.config, DRAFT_TOKENS, lambda *_: None
+    )
+    rates = []
+    for depth, state in enumerate(chain, start=1):
+        chosen = own[:, depth : depth + state.shape[1]]
+        rates.append(float((model.logits(state).argmax(-1) == chosen).float().mean()))
+    return tuple(rates)
+
+
 def sample(model: HybridModel, tokenizer: Tokenizer, question: str) -> str:
-    """A short greedy answer."""
-    document = Document("kjv", question, "", "")
-    tokens, _ = greedy(model, chat_prompt(document, tokenizer), 48)
+    """A short answer, sampled at temperature 0.7 with a fixed seed."""
+    rng = torch.Generator().manual_seed(0)
+
+    def pick(logits: torch.Tensor) -> int:
+        return int(torch.multinomial(torch.softmax(logits / 0.7, -1), 1, generator=rng))
+
+    prompt = chat_prompt(Document("kjv", question, "", ""), tokenizer)
+    tokens, _ = answer(model, prompt, 64, pick)
     stops = [tokens.index(stop) for stop in (EOS, TURN_END) if stop in tokens]
     return str(tokenizer.decode(tokens[: min(stops, default=len(tokens))]))
 
@@ -89,7 +117,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=DEFAULT_OUTPUT, help="checkpoint folder")
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="folder of the corpus")
     parser.add_argument("--run", type=Path, help="training run, for its length in the README")
-    parser.add_argument("--prompts", type=int, default=40, help="prompts for the acceptance")
+    parser.add_argument("--prompts", type=int, default=60, help="prompts for the acceptance")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -98,7 +126,8 @@ def main() -> None:
     held_out = [document for document in load_documents(given.cache) if document.held_out]
     # By title, which mixes the sources: a few prompts cover both.
     held_out.sort(key=lambda document: (document.title, document.source))
-    loss = validation_loss(model, TokenStream.build(held_out, tokenizer, seed=0), length=512)
+    stream = TokenStream.build(held_out, tokenizer, seed=0)
+    loss = validation_loss(model, stream, length=512)
     accepted = acceptance(model, held_out, tokenizer, given.prompts)
     log = (given.run / "log.jsonl").read_text().splitlines() if given.run else []
     last = json.loads(log[-1]) if log else {}
@@ -109,6 +138,7 @@ def main() -> None:
         validation_tokens=loss.tokens,
         acceptance_length=accepted.length,
         acceptance_rates=accepted.rates,
+        agreement_rates=agreement(model, stream, length=512),
         acceptance_prompts=min(given.prompts, len(held_out)),
         drafts=accepted.tried[0],
         training_steps=last.get("step"),
