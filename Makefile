@@ -38,7 +38,8 @@ clean:
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found; set PYTHON to a Python 3.11 to 3.13"; exit 1; }
+	@echo "installing into $(VENV): about 2 GB, a minute or two when packages are cached"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on \
-		--constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[dev]'
 	@touch $@

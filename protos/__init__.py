@@ -1,1 +1,1 @@
-"""Messages and services: the only thing that crosses processes. Stubs are generated, never edited."""
+"""Messages and services: the only thing that crosses processes. Stubs are generated."""

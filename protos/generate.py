@@ -30,7 +30,7 @@ def generate(into: Path) -> None:
 
 
 def stale_stubs() -> list[str]:
-    """Names of stubs that differ from what the .proto files generate now, are missing or left over."""
+    """Names of stubs that are missing, left over, or not what the .proto files generate now."""
     with tempfile.TemporaryDirectory() as scratch:
         generate(Path(scratch))
         fresh = {path.name: path.read_text() for path in (Path(scratch) / PROTO_DIR).glob("*_pb2*")}
