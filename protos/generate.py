@@ -21,9 +21,22 @@ def generate(into: Path) -> None:
     """Write the stubs of every .proto of the repository below `into`; raise on a protoc error."""
     sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / PROTO_DIR).glob("*.proto"))
     well_known = files("grpc_tools") / "_proto"
+    # The plugins are installed beside the interpreter, which need not be on the PATH.
+    scripts = Path(sys.executable).parent
+    plugins = [
+        f"--plugin={name}={scripts / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
+    ]
     outputs = [f"--{kind}={into}" for kind in ("python_out", "grpc_python_out", "mypy_out")]
     code = protoc.main(
-        ["protoc", f"-I{ROOT}", f"-I{well_known}", *outputs, f"--mypy_grpc_out={into}", *sources]
+        [
+            "protoc",
+            f"-I{ROOT}",
+            f"-I{well_known}",
+            *plugins,
+            *outputs,
+            f"--mypy_grpc_out={into}",
+            *sources,
+        ]
     )
     if code != 0:
         raise SystemExit(f"protoc failed with exit status {code}")
