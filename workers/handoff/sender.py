@@ -164,11 +164,16 @@ class HandoffSender:
             self._store.clear_tail(blocks[geometry.blocks_for(tokens) - 1], used_tokens)
 
 
+_MTP_KINDS = (StateKind.STATE_KIND_DRAFT_KV, StateKind.STATE_KIND_DRAFT_HIDDEN)
+
+
 def _report(regions: Iterable[Region], descriptors: int) -> HandoffReport:
     report = HandoffReport(descriptors=descriptors)
     for region in regions:
         if region.kind == StateKind.STATE_KIND_ATTENTION_KV:
             report.kv_bytes += region.length_bytes
+        elif region.kind in _MTP_KINDS:
+            report.mtp_bytes += region.length_bytes
         else:
             report.mamba_bytes += region.length_bytes
     return report

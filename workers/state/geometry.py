@@ -31,6 +31,10 @@ class StateGeometry:
     ssm_state_size: int
     block_tokens: int
     dtype: torch.dtype  # of KV and conv; SSM state is always float32
+    # What speculation adds; all 0 without it.
+    draft_attn_layers: int = 0
+    draft_hidden_size: int = 0
+    max_draft_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.block_tokens < 1:
@@ -43,9 +47,15 @@ class StateGeometry:
 
     @classmethod
     def from_config(
-        cls, config: ModelConfig, *, block_tokens: int, dtype: torch.dtype
+        cls,
+        config: ModelConfig,
+        *,
+        block_tokens: int,
+        dtype: torch.dtype,
+        max_draft_tokens: int = 0,
     ) -> StateGeometry:
-        """State of the backbone of `config` when the model runs in `dtype`."""
+        """State of `config` when the model runs in `dtype` and drafts up to `max_draft_tokens`."""
+        drafts = max_draft_tokens > 0
         return cls(
             attn_layers=config.attention_layers,
             kv_heads=config.num_key_value_heads,
@@ -58,12 +68,20 @@ class StateGeometry:
             ssm_state_size=config.ssm_state_size,
             block_tokens=block_tokens,
             dtype=dtype,
+            draft_attn_layers=config.mtp_attention_layers if drafts else 0,
+            draft_hidden_size=config.hidden_size if drafts else 0,
+            max_draft_tokens=max_draft_tokens,
         )
 
     @property
     def kv_block_shape(self) -> tuple[int, ...]:
         """[attention layers, key or value, KV heads, tokens, head dim] of one block."""
         return (self.attn_layers, 2, self.kv_heads, self.block_tokens, self.head_dim)
+
+    @property
+    def draft_kv_block_shape(self) -> tuple[int, ...]:
+        """As `kv_block_shape`, of the attention layers of the MTP block."""
+        return (self.draft_attn_layers, 2, self.kv_heads, self.block_tokens, self.head_dim)
 
     @property
     def conv_shape(self) -> tuple[int, ...]:
@@ -74,6 +92,26 @@ class StateGeometry:
     def ssm_shape(self) -> tuple[int, ...]:
         """[Mamba layers, heads, head dim, state size] of one slot."""
         return (self.mamba_layers, self.ssm_heads, self.ssm_head_dim, self.ssm_state_size)
+
+    @property
+    def window_inputs_shape(self) -> tuple[int, ...]:
+        """[Mamba layers, drafts, channels] of one slot: inputs that may yet be rejected."""
+        return (self.mamba_layers, self.max_draft_tokens, self.conv_dim)
+
+    @property
+    def window_steps_shape(self) -> tuple[int, ...]:
+        """[Mamba layers, drafts, heads] of one slot: time steps of those inputs."""
+        return (self.mamba_layers, self.max_draft_tokens, self.ssm_heads)
+
+    @property
+    def draft_kv_block_bytes(self) -> int:
+        """Bytes of the draft KV of one block."""
+        return _product(self.draft_kv_block_shape) * self.dtype.itemsize
+
+    @property
+    def draft_hidden_bytes(self) -> int:
+        """Bytes of the hidden state that the next draft of one request starts from."""
+        return self.draft_hidden_size * self.dtype.itemsize
 
     @property
     def kv_block_bytes(self) -> int:

@@ -73,5 +73,11 @@ class StateLayout:
             ),
             Region(StateKind.STATE_KIND_MAMBA_CONV, geometry.conv_slot_bytes, (slot,)),
             Region(StateKind.STATE_KIND_MAMBA_SSM, geometry.ssm_slot_bytes, (slot,)),
+            Region(
+                StateKind.STATE_KIND_DRAFT_KV,
+                geometry.draft_kv_block_bytes,
+                tuple(blocks[:needed]),
+            ),
+            Region(StateKind.STATE_KIND_DRAFT_HIDDEN, geometry.draft_hidden_bytes, (slot,)),
         )
         return tuple(region for region in candidates if region.length_bytes)

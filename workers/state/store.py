@@ -17,6 +17,7 @@ from protos.tandem.v1.handoff_pb2 import StateKind
 from workers.model.state_tensors import StateTensors
 from workers.state.geometry import SSM_DTYPE, StateGeometry
 from workers.state.layout import Region, StateLayout
+from workers.state.memory import CopyPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +55,18 @@ class StateStore:
             kv=self._zeros((blocks, *geometry.kv_block_shape), geometry.dtype),
             conv=self._zeros((slots, *geometry.conv_shape), geometry.dtype),
             ssm=self._zeros((slots, *geometry.ssm_shape), SSM_DTYPE),
+            draft_kv=self._zeros((blocks, *geometry.draft_kv_block_shape), geometry.dtype),
+            window_inputs=self._zeros((slots, *geometry.window_inputs_shape), geometry.dtype),
+            window_steps=self._zeros((slots, *geometry.window_steps_shape), SSM_DTYPE),
         )
+        # [slots, d]: the last position's hidden state, from which the next draft starts.
+        self.draft_hidden = self._zeros((slots, geometry.draft_hidden_size), geometry.dtype)
         self._by_kind = {
             StateKind.STATE_KIND_ATTENTION_KV: self.tensors.kv,
             StateKind.STATE_KIND_MAMBA_CONV: self.tensors.conv,
             StateKind.STATE_KIND_MAMBA_SSM: self.tensors.ssm,
+            StateKind.STATE_KIND_DRAFT_KV: self.tensors.draft_kv,
+            StateKind.STATE_KIND_DRAFT_HIDDEN: self.draft_hidden,
         }
 
     def memory(self) -> DeviceMemory:
@@ -99,7 +107,16 @@ class StateStore:
 
         A block travels whole; without this, what another request once left in it would too.
         """
-        self.tensors.kv[block, :, :, :, used_tokens:].zero_()
+        for kv in (self.tensors.kv, self.tensors.draft_kv):
+            kv[block, :, :, :, used_tokens:].zero_()
+
+    def copy(self, plan: CopyPlan) -> None:
+        """Copy committed state from slot to slot and, if named, from block to block."""
+        for slots in (self.tensors.conv, self.tensors.ssm, self.draft_hidden):
+            slots[plan.target_slot] = slots[plan.source_slot]
+        if plan.source_block is not None and plan.target_block is not None:
+            for blocks in (self.tensors.kv, self.tensors.draft_kv):
+                blocks[plan.target_block] = blocks[plan.source_block]
 
     def _tensor(self, region: Region) -> torch.Tensor:
         tensor = self._by_kind[region.kind]

@@ -49,9 +49,10 @@ class DecodeWorker:
 
     def reserve(self, handle: int, tokens: int) -> tuple[HandoffTicket, tuple[int, ...], int]:
         """Take memory for a prompt and offer it."""
-        blocks, slot = self.memory.allocate(handle, tokens, leased=True)
+        held = self.memory.allocate(handle, tokens, leased=True)
         now_s = time.monotonic()
-        return self.receiver.reserve(handle, blocks, slot, tokens, now_s), blocks, slot
+        ticket = self.receiver.reserve(handle, held.blocks, held.slot, tokens, now_s)
+        return ticket, held.blocks, held.slot
 
     def wait(self, prefill: PrefillWorker) -> list[Outcome]:
         """Drive the network until the child has answered; returns the answer."""
@@ -115,7 +116,7 @@ def decode() -> Iterator[DecodeWorker]:
     receiver = HandoffReceiver(
         agent, store, MODEL, worker_id="decode-test", lease_s=LIMIT_S, rng=random.Random(5)
     )
-    memory = StateMemory(blocks=48, slots=12, block_tokens=GEOMETRY.block_tokens)
+    memory = StateMemory(blocks=48, max_requests=12, block_tokens=GEOMETRY.block_tokens)
     yield DecodeWorker(store, memory, agent, receiver)
     receiver.close()
     agent.close()
