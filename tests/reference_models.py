@@ -8,6 +8,7 @@ the way published checkpoints are, and compare with transformers' own forward pa
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import NemotronHConfig, NemotronHForCausalLM
+
+from workers.checkpoint.schema import mtp_schema
+from workers.model.config import ModelConfig
 
 _NAMES = {"M": "mamba", "E": "moe", "*": "attention", "-": "mlp"}
 
@@ -222,3 +226,23 @@ def reference_greedy(
         tokens.append(int(out.logits[0, -1].argmax()))
         fed = torch.tensor([[tokens[-1]]])
     return tokens
+
+
+def write_drafting(folder: Path, shape: Shape, seed: int) -> NemotronHForCausalLM:
+    """Write a model as published, with a seeded MTP block of an attention and an MLP layer.
+
+    Returns transformers' model, which has no such block: it is the reference without drafts.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        model = write_reference(Path(scratch), shape, seed)
+        write_published(Path(scratch), folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config |= {"num_nextn_predict_layers": 1, "mtp_hybrid_override_pattern": "*-"}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    tensors = read_tensors(folder)
+    rng = torch.Generator().manual_seed(seed + 1)
+    for name, expected in mtp_schema(ModelConfig.from_file(folder)).items():
+        tensors[name] = torch.empty(expected.shape)
+        _randomise(name, tensors[name], rng)
+    write_tensors(folder, tensors)
+    return model

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from workers.model import schema
 from workers.model.config import LayerKind, ModelConfig
+from workers.model.linear import Linear
 from workers.model.weights import (
     AttentionWeights,
     LayerWeights,
@@ -25,18 +25,22 @@ from workers.model.weights import (
 )
 
 
+def _linear(tensors: Mapping[str, Tensor], at: str) -> Linear:
+    return Linear.of(tensors[f"{at}.weight"], tensors.get(f"{at}.bias"))
+
+
 def _mamba(tensors: Mapping[str, Tensor], at: str) -> MambaWeights:
+    conv = tensors[f"{at}.conv1d.weight"].squeeze(1)
     return MambaWeights(
-        in_proj=tensors[f"{at}.in_proj.weight"],
-        in_proj_bias=tensors.get(f"{at}.in_proj.bias"),
-        conv=tensors[f"{at}.conv1d.weight"].squeeze(1),
+        in_proj=_linear(tensors, f"{at}.in_proj"),
+        conv=conv,
         conv_bias=tensors.get(f"{at}.conv1d.bias"),
-        a_log=tensors[f"{at}.A_log"],
-        skip=tensors[f"{at}.D"],
-        dt_bias=tensors[f"{at}.dt_bias"],
+        taps=conv.t().contiguous(),
+        rate=-torch.exp(tensors[f"{at}.A_log"].float()),
+        skip=tensors[f"{at}.D"].float(),
+        dt_bias=tensors[f"{at}.dt_bias"].float(),
         norm=tensors[f"{at}.norm.weight"],
-        out_proj=tensors[f"{at}.out_proj.weight"],
-        out_proj_bias=tensors.get(f"{at}.out_proj.bias"),
+        out_proj=_linear(tensors, f"{at}.out_proj"),
     )
 
 
@@ -44,34 +48,36 @@ def _attention(tensors: Mapping[str, Tensor], at: str) -> AttentionWeights:
     biases = [tensors.get(f"{at}.{name}_proj.bias") for name in "qkv"]
     present = [bias for bias in biases if bias is not None]
     return AttentionWeights(
-        qkv=torch.cat([tensors[f"{at}.{name}_proj.weight"] for name in "qkv"]),
-        qkv_bias=torch.cat(present) if len(present) == len(biases) else None,
-        out=tensors[f"{at}.o_proj.weight"],
-        out_bias=tensors.get(f"{at}.o_proj.bias"),
+        qkv=Linear.of(
+            torch.cat([tensors[f"{at}.{name}_proj.weight"] for name in "qkv"]),
+            torch.cat(present) if len(present) == len(biases) else None,
+        ),
+        out=_linear(tensors, f"{at}.o_proj"),
     )
 
 
 def _mlp(tensors: Mapping[str, Tensor], at: str) -> MlpWeights:
     return MlpWeights(
-        up=tensors[f"{at}.up_proj.weight"],
-        up_bias=tensors.get(f"{at}.up_proj.bias"),
-        down=tensors[f"{at}.down_proj.weight"],
-        down_bias=tensors.get(f"{at}.down_proj.bias"),
+        up=_linear(tensors, f"{at}.up_proj"),
+        down=_linear(tensors, f"{at}.down_proj"),
     )
 
 
 def _moe(tensors: Mapping[str, Tensor], at: str) -> MoeWeights:
     shared = f"{at}.shared_experts"
+    latent = f"{at}.fc1_latent_proj.weight" in tensors
+    up = tensors[f"{at}.experts.up_proj"]
+    down = tensors[f"{at}.experts.down_proj"].transpose(1, 2).contiguous()
     return MoeWeights(
         gate=tensors[f"{at}.gate.weight"].float(),
         correction_bias=tensors[f"{at}.gate.e_score_correction_bias"].float(),
-        latent_down=tensors.get(f"{at}.fc1_latent_proj.weight"),
-        latent_down_bias=tensors.get(f"{at}.fc1_latent_proj.bias"),
-        latent_up=tensors.get(f"{at}.fc2_latent_proj.weight"),
-        latent_up_bias=tensors.get(f"{at}.fc2_latent_proj.bias"),
-        expert_up=tensors[f"{at}.experts.up_proj"],
-        expert_down=tensors[f"{at}.experts.down_proj"],
+        latent_down=_linear(tensors, f"{at}.fc1_latent_proj") if latent else None,
+        latent_up=_linear(tensors, f"{at}.fc2_latent_proj") if latent else None,
+        expert_up=up,
+        expert_down=down,
         shared=_mlp(tensors, shared) if f"{shared}.up_proj.weight" in tensors else None,
+        all_up=Linear.of(up.flatten(0, 1)),
+        all_down=Linear.of(down.flatten(0, 1).t()),
     )
 
 
@@ -90,14 +96,14 @@ def _layer(tensors: Mapping[str, Tensor], at: str, kind: LayerKind) -> LayerWeig
 
 
 def assemble(config: ModelConfig, tensors: Mapping[str, Tensor]) -> ModelWeights:
-    """Group tensors that satisfy `schema.model_schema` (and `mtp_schema`, if there) by role."""
+    """Group the tensors of `workers.checkpoint.schema` by role; the MTP block may be left out."""
     mtp: MtpWeights | None = None
-    if set(schema.mtp_schema(config)) & set(tensors):
+    if any(name.startswith("mtp.") for name in tensors):
         last = len(config.mtp_layers) - 1
         mtp = MtpWeights(
             embedding_norm=tensors["mtp.layers.0.enorm.weight"],
             hidden_norm=tensors["mtp.layers.0.hnorm.weight"],
-            combine=tensors["mtp.layers.0.eh_proj.weight"],
+            combine=_linear(tensors, "mtp.layers.0.eh_proj"),
             layers=tuple(
                 _layer(tensors, f"mtp.layers.{index}", kind)
                 for index, kind in enumerate(config.mtp_layers)
@@ -105,13 +111,14 @@ def assemble(config: ModelConfig, tensors: Mapping[str, Tensor]) -> ModelWeights
             final_norm=tensors[f"mtp.layers.{last}.final_layernorm.weight"],
         )
     embeddings = tensors["embeddings.weight"]
-    head = tensors.get("lm_head.weight")
+    lm_head = tensors.get("lm_head.weight", embeddings)
     return ModelWeights(
         embeddings=embeddings,
         layers=tuple(
             _layer(tensors, f"layers.{index}", kind) for index, kind in enumerate(config.layers)
         ),
         final_norm=tensors["norm_f.weight"],
-        lm_head=embeddings if head is None else head,
+        lm_head=lm_head,
+        score=Linear.of(lm_head),
         mtp=mtp,
     )

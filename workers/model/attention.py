@@ -1,7 +1,7 @@
 """Grouped-query attention without positional embedding, over dense and over paged keys.
 
 Exists to keep the one softmax of the model in one place: training and the first chunk of a
-prompt attend over what they just computed; later chunks and decode read keys and values from
+prompt attend over what they just computed; later chunks and windows read keys and values from
 blocks. Scores are scaled by 1/sqrt(head_dim); the softmax is float32. t tokens, s keys.
 """
 
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from workers.kernels import dispatch
 from workers.model.config import ModelConfig
-from workers.model.paging import DecodePages, PrefillPages
+from workers.model.paging import PrefillPages, WindowPages
 from workers.model.weights import AttentionWeights
 
 
@@ -20,7 +21,7 @@ def project_qkv(
     x: Tensor, weights: AttentionWeights, config: ModelConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
     """q [..., heads, head_dim], k and v [..., kv_heads, head_dim] of normed x [..., d]."""
-    fused = functional.linear(x, weights.qkv, weights.qkv_bias)
+    fused = weights.qkv(x)
     sizes = [config.query_size, config.key_value_size, config.key_value_size]
     q, k, v = torch.split(fused, sizes, dim=-1)
     return (
@@ -54,9 +55,43 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
     return out.transpose(1, 2).flatten(-2)
 
 
+def project_kv(x: Tensor, weights: AttentionWeights, config: ModelConfig) -> Tensor:
+    """Keys and values alone, [n, 2, kv_heads, head_dim], of normed x [n, d]."""
+    size, qkv = config.query_size, weights.qkv
+    fused = functional.linear(x, qkv.weight[size:], None if qkv.bias is None else qkv.bias[size:])
+    return fused.view(-1, 2, config.num_key_value_heads, config.head_dim)
+
+
+def attend_pages(q: Tensor, planes: Tensor, pages: WindowPages, config: ModelConfig) -> Tensor:
+    """Softmax attention of queries over the stored tokens of their requests.
+
+    Args:
+        q: [b, queries, heads * head_dim].
+        planes: one layer of the KV tensor.
+        pages: where the tokens live, and which of them each query sees.
+        config: the shape.
+
+    Returns:
+        [b, queries, heads * head_dim].
+    """
+    if dispatch.suits(q):
+        return dispatch.attend_pages(q, planes, pages, config)
+    batch, queries, _ = q.shape
+    kv_heads, head_dim = config.num_key_value_heads, config.head_dim
+    share = config.num_attention_heads // kv_heads
+    k, v = pages.read(planes)  # [kv_heads, b, keys, head_dim]
+    # Query heads that share a key head become further queries, so no key is copied for them.
+    split = q.view(batch, queries, kv_heads, share, head_dim).permute(2, 0, 3, 1, 4)
+    mixed = functional.scaled_dot_product_attention(
+        split.reshape(kv_heads, batch, share * queries, head_dim), k, v, attn_mask=pages.bias
+    )
+    mixed = mixed.view(kv_heads, batch, share, queries, head_dim).permute(1, 3, 0, 2, 4)
+    return mixed.reshape(batch, queries, -1)
+
+
 def project_out(mixed: Tensor, weights: AttentionWeights) -> Tensor:
     """Output projection, [..., heads * head_dim] -> [..., d]."""
-    return functional.linear(mixed, weights.out, weights.out_bias)
+    return weights.out(mixed)
 
 
 def prefill(
@@ -82,43 +117,70 @@ def prefill(
     """
     q, k, v = project_qkv(x, weights, config)
     planes = kv[:, layer]
-    pages.write(planes, k, v)
+    pages.write(planes, torch.stack([k, v], dim=1))
     if pages.context_tokens == 0:
         mixed = attend(q[None], k[None], v[None], None)
     else:
-        stored_k, stored_v = pages.read(planes)
-        mixed = attend(q[None], stored_k[None], stored_v[None], pages.visible)
+        stored = pages.read(planes).transpose(1, 2)
+        mixed = attend(q[None], stored[0][None], stored[1][None], pages.visible)
     return project_out(mixed[0], weights)
 
 
-def decode(
+def window(
     x: Tensor,
     kv: Tensor,
     layer: int,
-    pages: DecodePages,
+    pages: WindowPages,
     weights: AttentionWeights,
     config: ModelConfig,
 ) -> Tensor:
-    """Attend one new token per request over its stored tokens and itself; store it.
+    """Attend the w new tokens of each request over its stored tokens and them; store them.
 
     Args:
-        x: [b, d], normed.
+        x: [b, w, d], normed.
         kv: as in `prefill`.
         layer: index into dimension 1 of kv.
-        pages: where the tokens of each request live.
+        pages: where the tokens of each request live; every new token is a query.
+        weights: the layer.
+        config: the shape.
+
+    Returns:
+        [b, w, d].
+    """
+    fused = weights.qkv(x)
+    sizes = [config.query_size, 2 * config.key_value_size]
+    q, new = torch.split(fused, sizes, dim=-1)
+    planes = kv[:, layer]
+    pages.write(planes, new.reshape(-1, 2, config.num_key_value_heads, config.head_dim))
+    return project_out(attend_pages(q, planes, pages, config), weights)
+
+
+def window_last(
+    x: Tensor,
+    last: Tensor,
+    kv: Tensor,
+    layer: int,
+    pages: WindowPages,
+    weights: AttentionWeights,
+    config: ModelConfig,
+) -> Tensor:
+    """As `window`, for the output of one token of each request only.
+
+    Args:
+        x: [b, w, d], normed; keys and values of all of it are stored.
+        last: [b, d], the row of x whose output is wanted: the query of `pages`.
+        kv: as in `prefill`.
+        layer: index into dimension 1 of kv.
+        pages: where the tokens of each request live; made with `counts`.
         weights: the layer.
         config: the shape.
 
     Returns:
         [b, d].
     """
-    q, k, v = project_qkv(x, weights, config)
     planes = kv[:, layer]
-    pages.write(planes, k, v)
-    stored_k, stored_v = pages.read(planes)  # [b, kv_heads, s, head_dim]
-    # [b, kv_heads, query heads that share one, head_dim]
-    grouped = torch.unflatten(q, 1, (config.num_key_value_heads, -1))
-    scores = (grouped @ stored_k.transpose(-1, -2)) * config.head_dim**-0.5
-    scores = scores.float().masked_fill(~pages.valid[:, None, None, :], -torch.inf)
-    mixed = torch.softmax(scores, dim=-1).to(q.dtype) @ stored_v
-    return project_out(mixed.flatten(1), weights)
+    pages.write(planes, project_kv(x.flatten(0, 1), weights, config))
+    size, qkv = config.query_size, weights.qkv
+    bias = None if qkv.bias is None else qkv.bias[:size]
+    q = functional.linear(last, qkv.weight[:size], bias).unsqueeze(1)
+    return project_out(attend_pages(q, planes, pages, config).squeeze(1), weights)

@@ -226,12 +226,6 @@ def parse_config(fields: Fields) -> ModelConfig:
         raise fields.refuse(
             "model_type", "only 'nemotron_h' is supported", "Use a Nemotron-H checkpoint."
         )
-    if fields.has("quantization_config"):
-        raise fields.refuse(
-            "quantization_config",
-            "quantised checkpoints are not supported",
-            "Use the bfloat16 release of the model.",
-        )
     fields.choice("mlp_hidden_act", "relu2", ("relu2",))
     fields.choice("mamba_hidden_act", "silu", ("silu",))
     layers = _kinds(fields, "hybrid_override_pattern", "layers_block_type")

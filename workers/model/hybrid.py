@@ -1,4 +1,4 @@
-"""The whole model: prefill and decode over state that someone else owns.
+"""The whole model: prefill, windows of new tokens, and drafts, over state that others own.
 
 Exists as the one object an engine holds. It knows the order of the layers and nothing of
 requests, memory or sampling; it computes where its weights are (CPU or CUDA) in their dtype.
@@ -7,18 +7,14 @@ requests, memory or sampling; it computes where its weights are (CPU or CUDA) in
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from workers.model import attention, mamba, mlp, moe, mtp
-from workers.model.assembly import assemble
-from workers.model.checkpoint import Checkpoint
+from workers.model import attention, mamba, mlp, moe, mtp, windows
 from workers.model.config import ModelConfig
 from workers.model.norm import rms_norm
-from workers.model.paging import DecodePages, PrefillPages
+from workers.model.paging import PrefillPages, WindowPages
 from workers.model.state_tensors import StateTensors
 from workers.model.weights import (
     AttentionWeights,
@@ -46,21 +42,31 @@ class HybridModel:
         slot: int,
         block_table: Tensor,
         context_tokens: int,
+        bounded_tokens: int | None = None,
     ) -> Tensor:
-        """Read t tokens of one prompt, continuing after `context_tokens` earlier ones.
+        """Read t tokens of one request, continuing after `context_tokens` earlier ones.
+
+        Afterwards nothing is pending in the slot: what its window buffers hold is void.
 
         Args:
             token_ids: int64 [t], t >= 1.
             state: read and updated in place: the request's blocks and its slot.
             slot: where its conv and SSM state are. With context_tokens 0 what the slot holds is
-                ignored and the prompt starts from zero state.
+                ignored and the request starts from zero state.
             block_table: int64 [n]; entry i is the block of tokens [i * block_size, ...).
-            context_tokens: tokens of this prompt that are already in the state.
+            context_tokens: tokens of this request that are already in the state.
+            bounded_tokens: the first so many tokens of the request are its prompt; None when all
+                are. dt is bounded by time_step_min in prompts only, so that tokens which were
+                generated once are read again as they were then.
 
         Returns:
             Hidden states [t, d] after the final norm.
         """
-        pages = PrefillPages.of(block_table, state.kv.shape[4], context_tokens, len(token_ids))
+        pages = PrefillPages.of(block_table, state.block_size, context_tokens, len(token_ids))
+        pages.open(state.kv, state.draft_kv)
+        bounded = None
+        if bounded_tokens is not None:
+            bounded = min(max(bounded_tokens - context_tokens, 0), len(token_ids))
         x = self.weights.embeddings[token_ids]
         attention_layer = mamba_layer = 0
         for layer in self.weights.layers:
@@ -77,7 +83,7 @@ class HybridModel:
                     if context_tokens == 0:
                         start = (torch.zeros_like(history), torch.zeros_like(ssm))
                     out, new_history, new_ssm = mamba.mix_sequence(
-                        normed[None], start[0][None], start[1][None], mixer, self.config
+                        normed[None], start[0][None], start[1][None], mixer, self.config, bounded
                     )
                     mixed = out[0]
                     history.copy_(new_history[0])
@@ -87,11 +93,11 @@ class HybridModel:
                     mixed = moe.mix(normed, mixer, self.config)
                 case MlpWeights() as mixer:
                     mixed = mlp.mix(normed, mixer)
-            x = x + mixed
+            x += mixed
         return rms_norm(x, self.weights.final_norm, self.config.layer_norm_epsilon)
 
     @torch.no_grad()
-    def decode(
+    def verify(
         self,
         token_ids: Tensor,
         state: StateTensors,
@@ -99,133 +105,191 @@ class HybridModel:
         slots: Tensor,
         block_tables: Tensor,
         context_lens: Tensor,
+        pending: Tensor,
     ) -> Tensor:
-        """Read one new token for each of b requests.
+        """Read a window of w tokens for each of b requests: a committed one, then drafts.
+
+        The first token of a window is committed by being there. Of the drafts, those that turn
+        out right are made part of the state by the next call, which is told how many in
+        `pending`; the others are forgotten. A request with fewer drafts than w - 1 may have any
+        tokens in their place, and ignores what comes of them. With w = 1 this is plain decoding.
 
         Args:
-            token_ids: int64 [b].
+            token_ids: int64 [b, w].
             state: read and updated in place.
-            slots: int64 [b], all different.
-            block_tables: int64 [b, max_blocks], padded with -1; each has room for the new token.
-            context_lens: int64 [b], tokens already in the state, the new one not counted.
+            slots: int64 [b], all different; quickest in ascending order.
+            block_tables: int64 [b, max_blocks], padded with -1. Keys and values of all w tokens
+                are stored as far as the blocks reach, rejected ones to be overwritten; only what
+                will be accepted needs a place.
+            context_lens: int64 [b], committed tokens in the state, accepted drafts of the last
+                window included, this window not.
+            pending: int64 [b], how many tokens of the slot's last window were accepted, its first
+                one included; 0 after `prefill` or `commit`. (0 and 1 are the same: the first one
+                is folded when it is read.)
 
         Returns:
-            Hidden states [b, d] after the final norm.
+            Hidden states [b, w, d] after the final norm.
         """
-        pages = DecodePages.of(block_tables, state.kv.shape[4], context_lens)
+        width = token_ids.shape[1]
+        pages = self._window_pages(state, block_tables, context_lens, width)
+        pages.open(state.kv, state.draft_kv)
+        line = windows.MambaWindows.of(state, slots, pending, width)
         x = self.weights.embeddings[token_ids]
         attention_layer = mamba_layer = 0
         for layer in self.weights.layers:
             normed = rms_norm(x, layer.norm, self.config.layer_norm_epsilon)
             match layer.mixer:
                 case AttentionWeights() as mixer:
-                    mixed = attention.decode(
+                    mixed = attention.window(
                         normed, state.kv, attention_layer, pages, mixer, self.config
                     )
                     attention_layer += 1
                 case MambaWeights() as mixer:
-                    mixed, new_history, new_ssm = mamba.mix_step(
-                        normed,
-                        state.conv[slots, mamba_layer],
-                        state.ssm[slots, mamba_layer],
-                        mixer,
-                        self.config,
-                    )
-                    state.conv[slots, mamba_layer] = new_history
-                    state.ssm[slots, mamba_layer] = new_ssm
+                    ssm = state.ssm[:, mamba_layer]
+                    mixed = windows.mix(normed, ssm, line, mamba_layer, mixer, self.config)
                     mamba_layer += 1
                 case MoeWeights() as mixer:
                     mixed = moe.mix(normed, mixer, self.config)
                 case MlpWeights() as mixer:
                     mixed = mlp.mix(normed, mixer)
-            x = x + mixed
+            x += mixed
+        line.save(state)
         return rms_norm(x, self.weights.final_norm, self.config.layer_norm_epsilon)
+
+    @torch.no_grad()
+    def commit(self, state: StateTensors, *, slots: Tensor, pending: Tensor) -> None:
+        """Fold the accepted drafts of the last windows into conv and SSM state, and nothing else.
+
+        For state that leaves its slot (a hand-off, a checkpoint). Afterwards nothing is pending.
+
+        Args:
+            state: updated in place.
+            slots: int64 [b], all different.
+            pending: int64 [b], as in `verify`.
+        """
+        layers = [
+            layer.mixer for layer in self.weights.layers if isinstance(layer.mixer, MambaWeights)
+        ]
+        windows.commit(state, slots, pending, layers, self.config)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: hidden [..., d] -> float32 [..., vocab]."""
-        return functional.linear(hidden, self.weights.lm_head).float()
+        return self.weights.score(hidden).float()
 
     @torch.no_grad()
     def draft_prefill(
         self,
-        next_token_ids: Tensor,
+        token_ids: Tensor,
         hidden: Tensor,
-        draft_kv: Tensor,
+        state: StateTensors,
         *,
         block_table: Tensor,
         context_tokens: int,
+        draft_hidden: Tensor | None,
     ) -> Tensor:
-        """One recursion of the MTP block over t positions of one request.
+        """Build the draft KV of a chunk that `prefill` has just read.
+
+        Position p of a request takes token p + 1 and the hidden state of token p. So a chunk of
+        tokens [a, b) gives positions a - 1 to b - 2, with the hidden state of token a - 1 carried
+        over from the chunk before; position b - 1 is drafted from when token b is known.
 
         Args:
-            next_token_ids: int64 [t], the token after each position.
-            hidden: [t, d], hidden states of those positions (of `prefill`, `decode`, or of the
-                previous recursion).
-            draft_kv: as `StateTensors.kv`, with the block's attention layers in dimension 1;
-                written in place.
-            block_table: int64 [n], the request's blocks in draft_kv.
-            context_tokens: positions already in draft_kv.
+            token_ids: int64 [t], the tokens of the chunk, as given to `prefill`.
+            hidden: [t, d], what `prefill` returned.
+            state: its draft_kv is written.
+            block_table: int64 [n], as in `prefill`.
+            context_tokens: a, tokens of the request before the chunk.
+            draft_hidden: [d], what this returned for the chunk before; None for the first.
 
         Returns:
-            Hidden states [t, d]; `logits` of them score the token after the next one.
+            The hidden state [d] of the chunk's last token. It is the draft hidden of the request:
+            carried to the next chunk, handed off with the state, and the first `hidden` of
+            `draft`, at position b - 1, when the next token is known.
+
+        Raises:
+            ValueError: the model has no MTP block, or draft_hidden is missing or too much.
+        """
+        block = self._mtp()
+        if (draft_hidden is None) != (context_tokens == 0):
+            raise ValueError("draft_hidden goes with every chunk of a request but the first")
+        before = hidden[:-1]
+        if draft_hidden is None:
+            token_ids = token_ids[1:]
+        else:
+            before = torch.cat([draft_hidden[None], before])
+        if len(token_ids):
+            first = max(context_tokens - 1, 0)
+            pages = PrefillPages.of(block_table, state.block_size, first, len(token_ids))
+            pages.open(state.draft_kv)
+            embedding = self.weights.embeddings[token_ids]
+            mtp.prefill(embedding, before, state.draft_kv, pages, block, self.config)
+        return hidden[-1]
+
+    @torch.no_grad()
+    def draft(
+        self,
+        next_token_ids: Tensor,
+        hidden: Tensor,
+        state: StateTensors,
+        *,
+        block_tables: Tensor,
+        context_lens: Tensor,
+        counts: Tensor,
+    ) -> Tensor:
+        """One recursion of the MTP block over w positions of each of b requests.
+
+        After `verify`, w is its window: true hidden states at positions whose next tokens are now
+        known. The recursion goes on with w = 1, its own output and the token drafted from that;
+        what it stores is overwritten by true positions later.
+
+        Args:
+            next_token_ids: int64 [b, w], the token after each position.
+            hidden: [b, w, d], hidden states of the positions (of `prefill`, `verify`, or of the
+                previous recursion).
+            state: its draft_kv is written, as far as the blocks reach.
+            block_tables: int64 [b, max_blocks], padded with -1.
+            context_lens: int64 [b], the first of the positions.
+            counts: int64 [b], valid positions of each request, 1 to w; the tokens and hidden
+                states after them may be any.
+
+        Returns:
+            Hidden states [b, d] of the last valid positions; `logits` of one at position p score
+            token p + 2.
 
         Raises:
             ValueError: the model has no MTP block.
         """
-        pages = PrefillPages.of(block_table, draft_kv.shape[4], context_tokens, len(hidden))
+        block = self._mtp()
+        width = next_token_ids.shape[1]
+        seen = self._window_pages(state, block_tables, context_lens, width, counts)
+        every = seen
+        if self.config.mtp_attention_layers > 1:
+            every = self._window_pages(state, block_tables, context_lens, width)
+        seen.open(state.draft_kv)
         embedding = self.weights.embeddings[next_token_ids]
-        return mtp.prefill(embedding, hidden, draft_kv, pages, self._mtp(), self.config)
+        pages = (every, seen)
+        return mtp.window(embedding, hidden, counts - 1, state.draft_kv, pages, block, self.config)
 
-    @torch.no_grad()
-    def draft_decode(
+    def _window_pages(
         self,
-        next_token_ids: Tensor,
-        hidden: Tensor,
-        draft_kv: Tensor,
-        *,
+        state: StateTensors,
         block_tables: Tensor,
         context_lens: Tensor,
-    ) -> Tensor:
-        """One recursion of the MTP block for one position of each of b requests.
-
-        Args as in `draft_prefill` and `decode`: next_token_ids int64 [b], hidden [b, d],
-        block_tables int64 [b, max_blocks], context_lens int64 [b].
-        """
-        pages = DecodePages.of(block_tables, draft_kv.shape[4], context_lens)
-        embedding = self.weights.embeddings[next_token_ids]
-        return mtp.decode(embedding, hidden, draft_kv, pages, self._mtp(), self.config)
+        width: int,
+        counts: Tensor | None = None,
+    ) -> WindowPages:
+        config = self.config
+        return WindowPages.of(
+            block_tables,
+            state.block_size,
+            context_lens,
+            width,
+            share=config.num_attention_heads // max(config.num_key_value_heads, 1),
+            dtype=state.kv.dtype,
+            counts=counts,
+        )
 
     def _mtp(self) -> MtpWeights:
         if self.weights.mtp is None:
             raise ValueError("this checkpoint has no MTP block: set draft_tokens to 0")
         return self.weights.mtp
-
-
-# transformers keeps this one in float32 whatever the model dtype.
-_ROUTER_BIAS = "e_score_correction_bias"
-
-
-def load_model(
-    path: str | Path,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-) -> HybridModel:
-    """Load a checkpoint folder.
-
-    Args:
-        path: folder with config.json and safetensors, in either naming scheme.
-        dtype: torch.float32 or torch.bfloat16; None takes the one config.json names.
-        device: where the weights go.
-
-    Raises:
-        CheckpointError: the folder, its config.json or one of its tensors cannot be used.
-    """
-    folder = Path(path)
-    config = ModelConfig.from_file(folder)
-    checkpoint = Checkpoint(folder, config)
-    wanted = dtype or config.dtype
-    tensors = {}
-    for name in checkpoint.names():
-        kept = torch.float32 if name.endswith(_ROUTER_BIAS) else wanted
-        tensors[name] = checkpoint.read(name).to(device=device, dtype=kept)
-    return HybridModel(config, assemble(config, tensors))

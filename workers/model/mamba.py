@@ -1,7 +1,7 @@
-"""The Mamba-2 mixer: many tokens at once (chunked scan) and one token per request (recurrence).
+"""The Mamba-2 mixer over many tokens of a sequence, and the parts that windows share with it.
 
-Exists to keep both forms of the same recurrence side by side. Per head, with A = -exp(a_log) and
-dt = softplus(dt + dt_bias):  h_t = exp(dt A) h_{t-1} + dt x_t B_t^T,  y_t = h_t C_t + D x_t.
+Exists to keep the recurrence of prefill and training in one place. Per head, with A = -exp(a_log)
+and dt = softplus(dt + dt_bias):  h_t = exp(dt A) h_{t-1} + dt x_t B_t^T,  y_t = h_t C_t + D x_t.
 The chunked form is the state-space duality of Mamba-2 (arXiv 2405.21060, section 6): inside a
 chunk it is a masked matrix product, between chunks a short loop carries the state. State maths
 is float32 whatever the model dtype. b batch, t tokens, h heads, p head_dim, g groups, n state.
@@ -18,18 +18,19 @@ from workers.model.norm import gated_group_norm
 from workers.model.weights import MambaWeights
 
 
-def _project(x: Tensor, weights: MambaWeights, config: ModelConfig) -> tuple[Tensor, ...]:
+def project(x: Tensor, weights: MambaWeights, config: ModelConfig) -> tuple[Tensor, ...]:
     """Split in_proj(x) into gate [..., inner], conv input [..., conv_dim] and dt [..., h]."""
-    projected = functional.linear(x, weights.in_proj, weights.in_proj_bias)
+    projected = weights.in_proj(x)
     sizes = [config.mamba_inner, config.conv_dim, config.mamba_num_heads]
     return torch.split(projected, sizes, dim=-1)
 
 
-def _time_step(dt: Tensor, weights: MambaWeights) -> Tensor:
-    return functional.softplus(dt.float() + weights.dt_bias.float())
+def time_step(dt: Tensor, weights: MambaWeights) -> Tensor:
+    """softplus(dt + dt_bias) in float32, without a lower bound."""
+    return functional.softplus(dt.float() + weights.dt_bias)
 
 
-def _split_heads(mixed: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor]:
+def split_heads(mixed: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor]:
     """Split the convolution's output into x [..., h, p], B and C [..., g, n], in float32."""
     bc = config.mamba_groups * config.ssm_state_size
     x, b, c = torch.split(mixed.float(), [config.mamba_inner, bc, bc], dim=-1)
@@ -117,7 +118,12 @@ def chunked_scan(
 
 
 def mix_sequence(
-    x: Tensor, history: Tensor, state: Tensor, weights: MambaWeights, config: ModelConfig
+    x: Tensor,
+    history: Tensor,
+    state: Tensor,
+    weights: MambaWeights,
+    config: ModelConfig,
+    bounded: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The mixer over t new tokens of each of b sequences.
 
@@ -127,52 +133,29 @@ def mix_sequence(
         state: [b, h, p, n] float32, SSM state before these tokens (zeros at the start).
         weights: the layer.
         config: the shape.
+        bounded: how many of the t tokens, from the first, have dt bounded by time_step_min; None
+            for all. transformers bounds dt where it reads a prompt and nowhere else.
 
     Returns:
         The output [b, t, d], the new history and the new state.
     """
-    gate, mixed, dt = _project(x, weights, config)
+    gate, mixed, dt = project(x, weights, config)
     mixed, history = causal_conv(mixed, history, weights)
-    values, b, c = _split_heads(mixed, config)
-    # transformers bounds dt from below here but not in its one-token step; so do we.
-    steps = _time_step(dt, weights).clamp(min=config.time_step_min)
-    a = -torch.exp(weights.a_log.float())
-    y, state = chunked_scan(values, steps, a, b, c, state, config.chunk_size)
-    return _finish(y, values, gate, weights, config), history, state
+    values, b, c = split_heads(mixed, config)
+    steps = time_step(dt, weights)
+    if bounded is None:
+        steps = steps.clamp(min=config.time_step_min)
+    elif bounded > 0:
+        prompt, answer = steps[:, :bounded], steps[:, bounded:]
+        steps = torch.cat([prompt.clamp(min=config.time_step_min), answer], dim=1)
+    y, state = chunked_scan(values, steps, weights.rate, b, c, state, config.chunk_size)
+    return finish(y, values, gate, weights, config), history, state
 
 
-def mix_step(
-    x: Tensor, history: Tensor, state: Tensor, weights: MambaWeights, config: ModelConfig
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The mixer over one new token of each of b sequences.
-
-    Args:
-        x: [b, d], normed.
-        history: [b, conv_dim, K-1].
-        state: [b, h, p, n] float32.
-        weights: the layer.
-        config: the shape.
-
-    Returns:
-        The output [b, d], the new history and the new state.
-    """
-    gate, mixed, dt = _project(x, weights, config)
-    mixed, history = causal_conv(mixed.unsqueeze(1), history, weights)
-    values, b, c = _split_heads(mixed.squeeze(1), config)
-    steps = _time_step(dt, weights)  # [b, h]
-    decay = torch.exp(steps * -torch.exp(weights.a_log.float()))
-    share = config.mamba_num_heads // config.mamba_groups
-    b, c = b.repeat_interleave(share, dim=1), c.repeat_interleave(share, dim=1)  # [b, h, n]
-    added = (values * steps.unsqueeze(-1)).unsqueeze(-1) * b.unsqueeze(-2)
-    state = state * decay[..., None, None] + added
-    y = (state @ c.unsqueeze(-1)).squeeze(-1)
-    return _finish(y, values, gate, weights, config), history, state
-
-
-def _finish(
+def finish(
     y: Tensor, values: Tensor, gate: Tensor, weights: MambaWeights, config: ModelConfig
 ) -> Tensor:
     """Add D x, apply the gated norm and project back to d."""
-    y = (y + values * weights.skip.float().unsqueeze(-1)).flatten(-2)
+    y = torch.addcmul(y, values, weights.skip.unsqueeze(-1)).flatten(-2)
     normed = gated_group_norm(y, gate, weights.norm, config.mamba_groups, config.layer_norm_epsilon)
-    return functional.linear(normed, weights.out_proj, weights.out_proj_bias)
+    return weights.out_proj(normed)

@@ -9,11 +9,11 @@ from workers.model.weights import MlpWeights
 
 
 def relu2(x: Tensor) -> Tensor:
-    """max(x, 0)^2, the activation of every MLP and expert in the model."""
-    return functional.relu(x).square()
+    """max(x, 0)^2, the activation of every MLP and expert in the model; x is overwritten."""
+    return functional.relu(x, inplace=True).square()
 
 
 def mix(x: Tensor, weights: MlpWeights) -> Tensor:
     """down(relu2(up(x))); x and result [..., d]."""
-    hidden = relu2(functional.linear(x, weights.up, weights.up_bias))
-    return functional.linear(hidden, weights.down, weights.down_bias)
+    hidden = relu2(weights.up(x))
+    return weights.down(hidden)

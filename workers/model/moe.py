@@ -1,9 +1,10 @@
 """LatentMoE: sigmoid router, experts in a narrow latent dimension, one shared expert.
 
-Exists to hold the routing rule once and the ways to run experts beside each other: gathered
-(a few tokens), grouped (many tokens), dense (training). Formula (arXiv 2601.18089 with the
-DeepSeek-V3 router, as in transformers' NemotronHMoE): s = sigmoid(W_g x) in float32; choose the
-top k of s + bias inside the best groups; w = s / (sum + 1e-20) * scaling;
+Exists to hold the routing rule once and the ways to run experts beside each other: gathered (one
+token), dense (small experts, a few tokens, training) and grouped (the rest). Formula
+(arXiv 2601.18089 with the DeepSeek-V3 router, as in transformers' NemotronHMoE):
+s = sigmoid(W_g x) in float32; choose the top k of s + bias inside the best groups;
+w = s / (sum + 1e-20) * scaling;
 y = W_up sum_i w_i down_i(relu2(up_i(W_down x))) + shared(x).
 t tokens, k experts per token, E experts, l latent, m expert hidden size.
 """
@@ -17,12 +18,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from workers.kernels import dispatch
 from workers.model import mlp
 from workers.model.config import ModelConfig
+from workers.model.linear import linear
 from workers.model.weights import MoeWeights
 
-# Gathering copies the chosen experts' matrices; beyond this it costs more than it saves.
-_GATHER_LIMIT_BYTES = 64 * 2**20
+# What the calls around one expert's two products cost, in the work that a core does in that time
+# (20 us at 200 GFLOP/s, measured on AVX-512 in float32).
+_OVERHEAD_FLOPS = 4_000_000
+# Gathering reads and writes the chosen experts once more: up to so many elements it stays in cache.
+_GATHER_LIMIT = 500_000
+# Below this many rows a product is bound by reading its matrix, and costs as much as with them.
+_MEMORY_BOUND_ROWS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +46,7 @@ RunExperts = Callable[[Tensor, Routing, MoeWeights], Tensor]
 
 def route(x: Tensor, weights: MoeWeights, config: ModelConfig) -> Routing:
     """Choose experts for x [t, d]."""
-    scores = torch.sigmoid(functional.linear(x.float(), weights.gate.float()))
+    scores = functional.linear(x.float(), weights.gate).sigmoid_()
     choice = scores + weights.correction_bias
     if config.n_group > 1:
         groups = torch.unflatten(choice, -1, (config.n_group, -1))
@@ -54,50 +62,60 @@ def route(x: Tensor, weights: MoeWeights, config: ModelConfig) -> Routing:
 
 
 def experts_gathered(x: Tensor, routing: Routing, weights: MoeWeights) -> Tensor:
-    """Batched products with a copy of each chosen expert; for a few tokens. x, result [t, l]."""
-    pairs = x.repeat_interleave(routing.indices.shape[1], dim=0).unsqueeze(-1)  # [t k, l, 1]
-    chosen = routing.indices.flatten()
-    hidden = mlp.relu2(weights.expert_up[chosen] @ pairs)
-    out = (weights.expert_down[chosen] @ hidden).view(*routing.indices.shape, -1)
-    return (out.float() * routing.weights.unsqueeze(-1)).sum(1).to(x.dtype)
+    """The chosen experts of one token, side by side as one expert. x and result [1, l]."""
+    chosen = routing.indices[0]
+    up = weights.expert_up.index_select(0, chosen)
+    down = weights.expert_down.index_select(0, chosen)
+    hidden = mlp.relu2(functional.linear(x, up.flatten(0, 1)))
+    hidden = hidden.view(up.shape[:2]) * routing.weights[0].to(x.dtype).unsqueeze(-1)
+    return hidden.view(1, -1) @ down.flatten(0, 1)
 
 
 def experts_grouped(x: Tensor, routing: Routing, weights: MoeWeights) -> Tensor:
     """Tokens sorted by expert, one product per expert that is used. x and result [t, l]."""
-    order = torch.argsort(routing.indices.flatten(), stable=True)
+    chosen = routing.indices.flatten()
+    order = torch.argsort(chosen, stable=True)
     tokens = order // routing.indices.shape[1]
     scale = routing.weights.flatten()[order].unsqueeze(-1)
-    counts = torch.bincount(routing.indices.flatten(), minlength=weights.expert_up.shape[0])
+    counts = torch.bincount(chosen, minlength=len(weights.expert_up)).tolist()
+    rows = x.index_select(0, tokens)
     result = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     start = 0
-    for expert, count in enumerate(counts.tolist()):
+    for expert, count in enumerate(counts):
         if not count:
             continue
-        rows = slice(start, start + count)
-        hidden = mlp.relu2(functional.linear(x[tokens[rows]], weights.expert_up[expert]))
-        out = functional.linear(hidden, weights.expert_down[expert])
+        end = start + count
+        hidden = mlp.relu2(linear(rows[start:end], weights.expert_up[expert]))
+        out = linear(hidden, weights.expert_down[expert].t()).float() * scale[start:end]
         # A token names an expert at most once, so no two rows add to the same place.
-        result = result.index_add(0, tokens[rows], out.float() * scale[rows])
-        start += count
+        result = result.index_add(0, tokens[start:end], out)
+        start = end
     return result.to(x.dtype)
 
 
 def experts_dense(x: Tensor, routing: Routing, weights: MoeWeights) -> Tensor:
-    """All experts for all tokens as two matrix products; for training small models."""
-    share = torch.zeros(x.shape[0], weights.expert_up.shape[0], device=x.device)
+    """All experts for all tokens as two matrix products, unused ones weighted 0."""
+    experts, size, _ = weights.expert_up.shape
+    share = torch.zeros(len(x), experts, device=x.device)
     share = share.scatter(1, routing.indices, routing.weights).to(x.dtype)
-    hidden = mlp.relu2(functional.linear(x, weights.expert_up.flatten(0, 1)))
-    hidden = torch.unflatten(hidden, 1, weights.expert_up.shape[:2]) * share.unsqueeze(-1)
-    return hidden.flatten(1) @ weights.expert_down.transpose(1, 2).flatten(0, 1)
+    hidden = mlp.relu2(weights.all_up(x))
+    hidden.view(-1, experts, size).mul_(share.unsqueeze(-1))
+    return weights.all_down(hidden)
 
 
 def experts(x: Tensor, routing: Routing, weights: MoeWeights) -> Tensor:
-    """Run the chosen experts in the way that suits the number of tokens. x and result [t, l]."""
-    pairs, count = routing.indices.numel(), weights.expert_up.shape[0]
-    copied_bytes = pairs * 2 * weights.expert_up[0].nbytes
-    if pairs <= count and copied_bytes <= _GATHER_LIMIT_BYTES:
+    """Run the chosen experts in the way that suits their size and number. x and result [t, l]."""
+    if dispatch.suits(x):
+        return dispatch.experts(x, routing, weights)
+    tokens, chosen = routing.indices.shape
+    count, size, narrow = weights.expert_up.shape
+    if tokens == 1 and 2 * chosen * size * narrow <= _GATHER_LIMIT:
         return experts_gathered(x, routing, weights)
-    return experts_grouped(x, routing, weights)
+    used = min(count, tokens * chosen)
+    # Work that only the dense way does, against calls that only the grouped way makes.
+    idle_flops = 4 * size * narrow * (count - chosen) * max(tokens, _MEMORY_BOUND_ROWS)
+    run = experts_dense if idle_flops <= used * _OVERHEAD_FLOPS else experts_grouped
+    return run(x, routing, weights)
 
 
 def apply(
@@ -106,13 +124,14 @@ def apply(
     """The layer's output [t, d] for normed x [t, d] and its routing."""
     narrow = x
     if weights.latent_down is not None:
-        narrow = functional.linear(x, weights.latent_down, weights.latent_down_bias)
+        narrow = weights.latent_down(x)
     mixed = run_experts(narrow, routing, weights)
     if weights.latent_up is not None:
-        mixed = functional.linear(mixed, weights.latent_up, weights.latent_up_bias)
+        mixed = weights.latent_up(mixed)
     return mixed if weights.shared is None else mixed + mlp.mix(x, weights.shared)
 
 
 def mix(x: Tensor, weights: MoeWeights, config: ModelConfig) -> Tensor:
-    """Route and run: normed x [t, d] -> [t, d]."""
-    return apply(x, route(x, weights, config), weights)
+    """Route and run: normed x [..., d] -> [..., d]."""
+    flat = x.view(-1, x.shape[-1])
+    return apply(flat, route(flat, weights, config), weights).view(x.shape)

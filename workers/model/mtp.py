@@ -13,13 +13,18 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from workers.model import attention, mlp, moe
-from workers.model.config import ModelConfig
+from workers.model.config import LayerKind, ModelConfig
 from workers.model.norm import rms_norm
-from workers.model.paging import DecodePages, PrefillPages
-from workers.model.weights import AttentionWeights, MlpWeights, MoeWeights, MtpWeights
+from workers.model.paging import PrefillPages, WindowPages
+from workers.model.weights import (
+    AttentionWeights,
+    LayerWeights,
+    MlpWeights,
+    MoeWeights,
+    MtpWeights,
+)
 
 Attend = Callable[[Tensor, int, AttentionWeights], Tensor]
 RunMoe = Callable[[Tensor, MoeWeights], Tensor]
@@ -30,7 +35,7 @@ def combine(embedding: Tensor, hidden: Tensor, weights: MtpWeights, config: Mode
     eps = config.layer_norm_epsilon
     left = rms_norm(embedding, weights.embedding_norm, eps)
     right = rms_norm(hidden, weights.hidden_norm, eps)
-    return functional.linear(torch.cat([left, right], dim=-1), weights.combine)
+    return weights.combine(torch.cat([left, right], dim=-1))
 
 
 def run_block(
@@ -65,6 +70,11 @@ def run_block(
     return rms_norm(x, weights.final_norm, config.layer_norm_epsilon)
 
 
+def _last_attention(weights: MtpWeights) -> int:
+    kinds = [layer.kind for layer in weights.layers]
+    return max((i for i, kind in enumerate(kinds) if kind is LayerKind.ATTENTION), default=-1)
+
+
 def prefill(
     embedding: Tensor,
     hidden: Tensor,
@@ -72,39 +82,87 @@ def prefill(
     pages: PrefillPages,
     weights: MtpWeights,
     config: ModelConfig,
-) -> Tensor:
-    """One recursion for t positions of one request, storing their draft keys and values.
+) -> None:
+    """Store draft keys and values of t positions of one request.
+
+    Nothing else of the block is computed: what a prompt's positions would draft is known.
 
     Args:
         embedding: [t, d], embeddings of the tokens after those positions.
-        hidden: [t, d], hidden states of those positions.
-        draft_kv: as `StateTensors.kv`, with the block's attention layers in dimension 1.
+        hidden: [t, d], the backbone's hidden states of those positions.
+        draft_kv: as `StateTensors.draft_kv`.
         pages: where the positions live in draft_kv.
         weights: the block.
         config: the shape.
     """
-    return run_block(
-        combine(embedding, hidden, weights, config),
-        weights,
-        config,
-        lambda x, layer, w: attention.prefill(x, draft_kv, layer, pages, w, config),
-        lambda x, w: moe.mix(x, w, config),
-    )
+    x = combine(embedding, hidden, weights, config)
+    attention_layer, last = 0, _last_attention(weights)
+    for index, layer in enumerate(weights.layers[: last + 1]):
+        normed = rms_norm(x, layer.norm, config.layer_norm_epsilon)
+        match layer.mixer:
+            case AttentionWeights() as mixer if index == last:
+                kv = attention.project_kv(normed, mixer, config)
+                pages.write(draft_kv[:, attention_layer], kv)
+            case AttentionWeights() as mixer:
+                x = x + attention.prefill(normed, draft_kv, attention_layer, pages, mixer, config)
+                attention_layer += 1
+            case _:
+                x = x + _mix(normed, layer, config)
 
 
-def decode(
+def window(
     embedding: Tensor,
     hidden: Tensor,
+    last: Tensor,
     draft_kv: Tensor,
-    pages: DecodePages,
+    pages: tuple[WindowPages, WindowPages],
     weights: MtpWeights,
     config: ModelConfig,
 ) -> Tensor:
-    """One recursion for one position of each of b requests; arguments as in `prefill`."""
-    return run_block(
-        combine(embedding, hidden, weights, config),
-        weights,
-        config,
-        lambda x, layer, w: attention.decode(x, draft_kv, layer, pages, w, config),
-        lambda x, w: moe.mix(x, w, config),
-    )
+    """One recursion for w positions of each of b requests, of which the last valid one drafts.
+
+    Args:
+        embedding: [b, w, d], embeddings of the tokens after those positions.
+        hidden: [b, w, d], hidden states of those positions.
+        last: int64 [b], the position of each request whose output is wanted, 0 to w - 1.
+        draft_kv: as `StateTensors.draft_kv`; all w positions are stored.
+        pages: where the positions live in draft_kv: with every position a query, and with `last`
+            the only one.
+        weights: the block.
+        config: the shape.
+
+    Returns:
+        [b, d], the hidden state of `last`.
+    """
+    eps = config.layer_norm_epsilon
+    x = combine(embedding, hidden, weights, config)
+    rows = torch.arange(len(x), device=x.device)
+    attention_layer, narrow_at = 0, _last_attention(weights)
+    if narrow_at < 0:
+        x = x[rows, last]
+    for index, layer in enumerate(weights.layers):
+        normed = rms_norm(x, layer.norm, eps)
+        match layer.mixer:
+            case AttentionWeights() as mixer if index == narrow_at:
+                # Later layers need one position, so this one makes keys of all but queries of one.
+                mixed = attention.window_last(
+                    normed, normed[rows, last], draft_kv, attention_layer, pages[1], mixer, config
+                )
+                x = x[rows, last] + mixed
+            case AttentionWeights() as mixer:
+                x = x + attention.window(normed, draft_kv, attention_layer, pages[0], mixer, config)
+                attention_layer += 1
+            case _:
+                x = x + _mix(normed, layer, config)
+    return rms_norm(x, weights.final_norm, eps)
+
+
+def _mix(normed: Tensor, layer: LayerWeights, config: ModelConfig) -> Tensor:
+    """A layer without state, over [..., d]."""
+    match layer.mixer:
+        case MoeWeights() as mixer:
+            return moe.mix(normed, mixer, config)
+        case MlpWeights() as mixer:
+            return mlp.mix(normed, mixer)
+        case _:
+            raise TypeError(f"the MTP block cannot hold a {layer.kind.name} layer")

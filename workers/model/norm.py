@@ -14,9 +14,7 @@ from torch.nn import functional
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension; same shape and dtype as x."""
-    wide = x.float()
-    variance = wide.pow(2).mean(-1, keepdim=True)
-    return (weight.float() * (wide * torch.rsqrt(variance + eps))).to(x.dtype)
+    return torch.rms_norm(x, weight.shape, weight, eps)
 
 
 def gated_group_norm(y: Tensor, gate: Tensor, weight: Tensor, groups: int, eps: float) -> Tensor:
@@ -29,8 +27,6 @@ def gated_group_norm(y: Tensor, gate: Tensor, weight: Tensor, groups: int, eps: 
         groups: parts normalised on their own (the Mamba groups).
         eps: added to the variance.
     """
-    gated = y.float() * functional.silu(gate.float())
-    parts = torch.unflatten(gated, -1, (groups, -1))
-    variance = parts.pow(2).mean(-1, keepdim=True)
-    normed = (parts * torch.rsqrt(variance + eps)).flatten(-2)
-    return (weight.float() * normed).to(gate.dtype)
+    parts = torch.unflatten(y.float() * functional.silu(gate.float()), -1, (groups, -1))
+    normed = torch.rms_norm(parts, parts.shape[-1:], None, eps).flatten(-2)
+    return (weight * normed).to(gate.dtype)

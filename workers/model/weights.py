@@ -13,42 +13,41 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from workers.model.config import LayerKind
+from workers.model.linear import Linear
 
 
 @dataclass(frozen=True, slots=True)
 class MambaWeights:
-    """A Mamba-2 mixer; `in_proj` rows are gate, x, B, C, dt in this order."""
+    """A Mamba-2 mixer; `in_proj` rows are gate, x, B, C, dt in this order.
 
-    in_proj: Tensor  # [inner + conv_dim + heads, d]
-    in_proj_bias: Tensor | None
+    What the recurrence reads is float32 whatever the model dtype.
+    """
+
+    in_proj: Linear  # [inner + conv_dim + heads, d]
     conv: Tensor  # [conv_dim, conv_kernel]
     conv_bias: Tensor | None
-    a_log: Tensor  # [heads], A = -exp(a_log)
-    skip: Tensor  # [heads], D
-    dt_bias: Tensor  # [heads]
+    taps: Tensor  # [conv_kernel, conv_dim], `conv` with channels side by side
+    rate: Tensor  # [heads], float32: A = -exp(A_log)
+    skip: Tensor  # [heads], float32: D
+    dt_bias: Tensor  # [heads], float32
     norm: Tensor  # [inner]
-    out_proj: Tensor  # [d, inner]
-    out_proj_bias: Tensor | None
+    out_proj: Linear  # [d, inner]
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionWeights:
     """Grouped-query attention; `qkv` rows are all of q, then k, then v."""
 
-    qkv: Tensor  # [(heads + 2 kv_heads) * head_dim, d]
-    qkv_bias: Tensor | None
-    out: Tensor  # [d, heads * head_dim]
-    out_bias: Tensor | None
+    qkv: Linear  # [(heads + 2 kv_heads) * head_dim, d]
+    out: Linear  # [d, heads * head_dim]
 
 
 @dataclass(frozen=True, slots=True)
 class MlpWeights:
     """A two-matrix MLP."""
 
-    up: Tensor  # [m, d]
-    up_bias: Tensor | None
-    down: Tensor  # [d, m]
-    down_bias: Tensor | None
+    up: Linear  # [m, d]
+    down: Linear  # [d, m]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +56,15 @@ class MoeWeights:
 
     gate: Tensor  # [E, d], float32
     correction_bias: Tensor  # [E], float32, used for the choice of experts only
-    latent_down: Tensor | None  # [l, d], None without a latent projection
-    latent_down_bias: Tensor | None
-    latent_up: Tensor | None  # [d, l]
-    latent_up_bias: Tensor | None
+    latent_down: Linear | None  # [l, d], None without a latent projection
+    latent_up: Linear | None  # [d, l]
     expert_up: Tensor  # [E, m, l]
-    expert_down: Tensor  # [E, l, m]
+    expert_down: (
+        Tensor  # [E, m, l]: the one matrix that is [in, out], so all experts are one product
+    )
     shared: MlpWeights | None
+    all_up: Linear  # [E m, l], expert_up as one matrix
+    all_down: Linear  # [l, E m], expert_down as one matrix
 
 
 MixerWeights = MambaWeights | AttentionWeights | MlpWeights | MoeWeights
@@ -84,7 +85,7 @@ class MtpWeights:
 
     embedding_norm: Tensor  # [d]
     hidden_norm: Tensor  # [d]
-    combine: Tensor  # [d, 2 d], columns: embedding first, then hidden
+    combine: Linear  # [d, 2 d], columns: embedding first, then hidden
     layers: tuple[LayerWeights, ...]
     final_norm: Tensor  # [d]
 
@@ -97,4 +98,5 @@ class ModelWeights:
     layers: tuple[LayerWeights, ...]
     final_norm: Tensor  # [d]
     lm_head: Tensor  # [vocab, d]
+    score: Linear  # the product with lm_head
     mtp: MtpWeights | None

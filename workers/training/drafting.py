@@ -1,8 +1,7 @@
 """Greedy drafting with the MTP block, to measure how often its tokens are accepted.
 
 Exists because acceptance must be measured with the serving model (its KV, its one-token steps),
-not with the training forward. Every draft is checked against the tokens that greedy decoding
-gives without drafts, so what is measured is exactly what greedy speculation would accept.
+not with the training forward: this is the loop of the engine for one request and nothing else.
 """
 
 from __future__ import annotations
@@ -48,22 +47,6 @@ class Acceptance:
         return total
 
 
-def _state(model: HybridModel, tokens: int) -> tuple[StateTensors, Tensor]:
-    """State of one request whose block 0 holds all its tokens, and its draft KV."""
-    config = model.config
-    dtype, device = model.weights.embeddings.dtype, model.weights.embeddings.device
-    block = (2, config.num_key_value_heads, tokens, config.head_dim)
-    heads = (config.mamba_num_heads, config.mamba_head_dim, config.ssm_state_size)
-    conv = (1, config.mamba_layers, config.conv_dim, config.conv_kernel - 1)
-    state = StateTensors(
-        kv=torch.zeros(1, config.attention_layers, *block, dtype=dtype, device=device),
-        conv=torch.zeros(conv, dtype=dtype, device=device),
-        ssm=torch.zeros(1, config.mamba_layers, *heads, device=device),
-    )
-    draft = torch.zeros(1, config.mtp_attention_layers, *block, dtype=dtype, device=device)
-    return state, draft
-
-
 Pick = Callable[[Tensor], int]
 
 
@@ -72,64 +55,85 @@ def most_likely(logits: Tensor) -> int:
     return int(logits.argmax())
 
 
-def answer(
-    model: HybridModel, prompt: Sequence[int], max_tokens: int, pick: Pick = most_likely
-) -> tuple[list[int], Tensor]:
-    """Tokens chosen one by one after the prompt, and the hidden states of prompt and tokens.
+def speculate(
+    model: HybridModel,
+    prompt: Sequence[int],
+    max_tokens: int,
+    draft_tokens: int,
+    pick: Pick = most_likely,
+) -> tuple[list[int], Acceptance]:
+    """Answer with `draft_tokens` drafts a step; 0 drafts nothing.
 
     Returns:
-        `max_tokens` tokens, and hidden states [len(prompt) + max_tokens - 1, d]: the last token
-        is never fed.
+        `max_tokens` tokens, which do not depend on `draft_tokens`, and how the drafts fared.
+
+    Raises:
+        ValueError: drafts are wanted of a model without an MTP block.
     """
-    state, _ = _state(model, len(prompt) + max_tokens)
-    table, slot = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-    fed = torch.tensor(list(prompt))
-    hidden = [model.prefill(fed, state, slot=0, block_table=table, context_tokens=0)]
-    tokens = [pick(model.logits(hidden[-1][-1]))]
-    while len(tokens) < max_tokens:
-        hidden.append(
-            model.decode(
-                torch.tensor(tokens[-1:]),
-                state,
-                slots=slot,
-                block_tables=table[None],
-                context_lens=torch.tensor([len(prompt) + len(tokens) - 1]),
-            )
-        )
-        tokens.append(pick(model.logits(hidden[-1][0])))
-    return tokens, torch.cat(hidden)
-
-
-def measure(
-    model: HybridModel, prompt: Sequence[int], max_tokens: int, draft_tokens: int
-) -> Acceptance:
-    """Draft after every token of a greedy answer and compare with the answer itself."""
-    tokens, hidden = answer(model, prompt, max_tokens)
-    known = [*prompt, *tokens]
-    _, draft_kv = _state(model, len(known))
-    table = torch.zeros(1, dtype=torch.int64)
-    # First recursion at every position whose next token is known, as a real run would have done.
-    first = model.draft_prefill(
-        torch.tensor(known[1:]), hidden, draft_kv, block_table=table, context_tokens=0
+    state = StateTensors.zeros(
+        model.config,
+        blocks=1,
+        block_size=len(prompt) + max_tokens + draft_tokens + 1,
+        slots=1,
+        draft_tokens=draft_tokens,
+        dtype=model.weights.embeddings.dtype,
     )
+    table = torch.zeros(1, dtype=torch.int64)
+    fed = torch.tensor(list(prompt))
+    hidden = model.prefill(fed, state, slot=0, block_table=table, context_tokens=0)
+    tokens = [pick(model.logits(hidden[-1]))]
+    seen, pending, read = hidden[-1:], 0, len(prompt)
+    if draft_tokens:
+        model.draft_prefill(
+            fed, hidden, state, block_table=table, context_tokens=0, draft_hidden=None
+        )
     tried, accepted = [0] * draft_tokens, [0] * draft_tokens
-    for position in range(len(prompt) - 1, len(known) - 1 - draft_tokens):
-        kept = draft_kv[:, :, :, :, position + 1 : position + draft_tokens].clone()
-        state = first[position : position + 1]
-        for depth in range(draft_tokens):
-            guess = int(model.logits(state[0]).argmax())
-            tried[depth] += 1
-            if guess != known[position + 2 + depth]:
-                break
-            accepted[depth] += 1
-            if depth + 1 < draft_tokens:
-                state = model.draft_decode(
-                    torch.tensor([guess]),
-                    state,
-                    draft_kv,
-                    block_tables=table[None],
-                    context_lens=torch.tensor([position + 1 + depth]),
-                )
-        # Later recursions' keys are of this draft only.
-        draft_kv[:, :, :, :, position + 1 : position + draft_tokens] = kept
-    return Acceptance(tuple(tried), tuple(accepted))
+    while len(tokens) < max_tokens:
+        drafts = _draft(model, state, tokens[-len(seen) :], seen, read, draft_tokens)
+        window = model.verify(
+            torch.tensor([[tokens[-1], *drafts]]),
+            state,
+            slots=table,
+            block_tables=table[None],
+            context_lens=torch.tensor([read]),
+            pending=torch.tensor([pending]),
+        )[0]
+        logits = model.logits(window)
+        made = [pick(logits[0])]
+        while len(made) <= draft_tokens and made[-1] == drafts[len(made) - 1]:
+            made.append(pick(logits[len(made)]))
+        kept = len(made) - 1
+        for position in range(min(kept + 1, draft_tokens)):
+            tried[position] += 1
+        for position in range(kept):
+            accepted[position] += 1
+        tokens += made
+        seen, pending, read = window[: len(made)], len(made), read + len(made)
+    return tokens[:max_tokens], Acceptance(tuple(tried), tuple(accepted))
+
+
+def _draft(
+    model: HybridModel,
+    state: StateTensors,
+    next_ids: Sequence[int],
+    hidden: Tensor,
+    read: int,
+    draft_tokens: int,
+) -> list[int]:
+    """Draft from hidden states [n, d] of the last n of `read` tokens and the tokens after them."""
+    table = torch.zeros(1, 1, dtype=torch.int64)
+    position, following = read - len(hidden), list(next_ids)
+    drafts: list[int] = []
+    for _ in range(draft_tokens):
+        last = model.draft(
+            torch.tensor([following]),
+            hidden[None],
+            state,
+            block_tables=table,
+            context_lens=torch.tensor([position]),
+            counts=torch.tensor([len(following)]),
+        )
+        drafts.append(int(model.logits(last[0]).argmax()))
+        position += len(following)
+        hidden, following = last, drafts[-1:]
+    return drafts

@@ -17,10 +17,11 @@ import torch
 from tokenizers import Tokenizer
 from torch.nn import functional
 
-from workers.model import HybridModel, load_model
+from workers.checkpoint import load_model
+from workers.model import HybridModel
 from workers.training.corpus import DEFAULT_CACHE, Document, load_documents
 from workers.training.dataset import TokenStream
-from workers.training.drafting import Acceptance, answer, measure
+from workers.training.drafting import Acceptance, speculate
 from workers.training.export import DEFAULT_OUTPUT
 from workers.training.forward import backbone, draft_chain
 from workers.training.model_card import Facts, model_card
@@ -69,7 +70,7 @@ def acceptance(
     for index, document in enumerate(documents[:prompts]):
         opening = tokenizer.encode(document.text, add_special_tokens=False).ids[:48]
         prompt = [*chat_prompt(document, tokenizer), *opening]
-        total += measure(model, prompt, ANSWER_TOKENS, DRAFT_TOKENS)
+        total += speculate(model, prompt, ANSWER_TOKENS, DRAFT_TOKENS)[1]
         if sys.stderr.isatty():
             sys.stderr.write(f"\racceptance: prompt {index + 1} of {prompts}")
     return total
@@ -106,7 +107,7 @@ def sample(model: HybridModel, tokenizer: Tokenizer, question: str) -> str:
         return int(torch.multinomial(torch.softmax(logits / 0.7, -1), 1, generator=rng))
 
     prompt = chat_prompt(Document("kjv", question, "", ""), tokenizer)
-    tokens, _ = answer(model, prompt, 64, pick)
+    tokens, _ = speculate(model, prompt, 64, 0, pick)
     stops = [tokens.index(stop) for stop in (EOS, TURN_END) if stop in tokens]
     return str(tokenizer.decode(tokens[: min(stops, default=len(tokens))]))
 

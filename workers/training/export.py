@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from workers.model.schema import EXPERTS_DOWN, EXPERTS_UP
+from workers.checkpoint.schema import EXPERTS_DOWN, EXPERTS_UP, published_name
 from workers.training.parameters import CORRECTION_BIAS, Parameters
 from workers.training.run_state import RunState
 from workers.training.shape import PUBLISHED_CONFIG
@@ -31,7 +31,7 @@ def published_tensors(parameters: Parameters) -> dict[str, Tensor]:
     for name, tensor in parameters.items():
         kept = torch.float32 if name.endswith(CORRECTION_BIAS) else torch.bfloat16
         stored = tensor.detach().to(kept)
-        full = name if name.startswith(("mtp.", "lm_head.")) else f"backbone.{name}"
+        full = published_name(name)
         if name.endswith((EXPERTS_UP, EXPERTS_DOWN)):
             stem, matrix = full.rsplit(".", 1)
             for index, expert in enumerate(stored):

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from workers.checkpoint.schema import model_schema, mtp_schema
 from workers.model.config import ModelConfig
-from workers.model.schema import model_schema, mtp_schema
 
 CORRECTION_BIAS = "e_score_correction_bias"
 Parameters = dict[str, Tensor]

@@ -11,7 +11,8 @@ import torch
 from transformers import NemotronHForCausalLM
 
 from tests.reference_models import SHAPES, write_published, write_reference
-from workers.model import HybridModel, load_model
+from workers.checkpoint import load_model
+from workers.model import HybridModel
 
 
 @dataclass(frozen=True, slots=True)

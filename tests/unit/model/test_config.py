@@ -75,7 +75,6 @@ def test_several_end_tokens() -> None:
         ({"dtype": "float16"}, ["'dtype' is 'float16'", "bfloat16"]),
         ({"num_nextn_predict_layers": 2}, ["'num_nextn_predict_layers' is 2", "Set it to 1"]),
         ({"mtp_hybrid_override_pattern": "M"}, ["'mtp_hybrid_override_pattern' is 'M'"]),
-        ({"quantization_config": {}}, ["'quantization_config'", "bfloat16"]),
         ({"eos_token_id": "x"}, ["'eos_token_id' is 'x'"]),
     ],
 )

@@ -8,7 +8,7 @@ import torch
 from tests.reference_models import SHAPES, reference_greedy
 from tests.unit.model.conftest import MakePair
 from tests.unit.model.driver import Driver, random_prompt
-from workers.model import load_model
+from workers.checkpoint import load_model
 
 NAMES = sorted(SHAPES)
 

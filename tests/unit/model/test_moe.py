@@ -28,10 +28,10 @@ def test_all_ways_to_run_experts_agree(
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(tokens, model.config.hidden_size, generator=rng)
     routing = moe.route(x, weights, model.config)
-    outputs = [
-        moe.apply(x, routing, weights, run)
-        for run in (moe.experts_gathered, moe.experts_grouped, moe.experts_dense, moe.experts)
-    ]
+    ways = [moe.experts_grouped, moe.experts_dense, moe.experts]
+    if tokens == 1:
+        ways.append(moe.experts_gathered)
+    outputs = [moe.apply(x, routing, weights, run) for run in ways]
     for output in outputs[1:]:
         torch.testing.assert_close(output, outputs[0], atol=1e-5, rtol=1e-4)
 

@@ -12,7 +12,7 @@ from tests.unit.model.conftest import MakePair
 from tests.unit.model.driver import BLOCK_TOKENS, Driver, random_prompt
 from workers.model import HybridModel
 from workers.model.assembly import assemble
-from workers.training.drafting import Acceptance, measure
+from workers.training.drafting import Acceptance, speculate
 from workers.training.forward import backbone, draft_chain
 from workers.training.parameters import initial_parameters
 from workers.training.shape import shipped_config
@@ -34,26 +34,11 @@ def drafts_in_steps(
     driver: Driver, tokens: Tensor, hidden: Tensor, base: int, depth: int
 ) -> list[Tensor]:
     """Draft from position `base` as an engine does, fed with the tokens that follow it."""
-    model = driver.model
-    state = model.draft_prefill(
-        tokens[1 : base + 2],
-        hidden[: base + 1],
-        driver.draft_kv,
-        block_table=driver.table(0, base + 1),
-        context_tokens=0,
-    )[-1:]
-    outputs = [state]
-    for step in range(1, depth):
-        table = torch.full((1, 20), -1)
-        blocks = driver.table(0, base + step + 1)
-        table[0, : len(blocks)] = blocks
-        state = model.draft_decode(
-            tokens[base + step + 1 : base + step + 2],
-            state,
-            driver.draft_kv,
-            block_tables=table,
-            context_lens=torch.tensor([base + step]),
-        )
+    driver.draft_prefill(tokens[: base + 1], hidden[: base + 1])
+    outputs, state = [], hidden[base : base + 1]
+    for step in range(depth):
+        position = base + step
+        state = driver.draft({0: (position, [int(tokens[position + 1])])}, state[:, None])
         outputs.append(state)
     return outputs
 
@@ -74,36 +59,63 @@ def test_training_sees_what_drafting_does(model: HybridModel, base: int) -> None
         torch.testing.assert_close(ours[0, base], theirs[0], atol=2e-5, rtol=1e-4)
 
 
-def test_draft_prefill_in_chunks_equals_whole(model: HybridModel) -> None:
-    tokens = torch.tensor(random_prompt(64, 60, seed=2))
-    whole, parts = Driver(model), Driver(model)
-    hidden = whole.prefill(tokens.tolist())
-    expected = model.draft_prefill(
-        tokens[1:], hidden[:-1], whole.draft_kv, block_table=whole.table(0, 59), context_tokens=0
-    )
-    pieces = [
-        model.draft_prefill(
-            tokens[start + 1 : end + 1],
-            hidden[start:end],
-            parts.draft_kv,
-            block_table=parts.table(0, end),
-            context_tokens=start,
+def test_drafts_are_the_same_in_any_chunks_and_windows(model: HybridModel) -> None:
+    """True positions may come with the prompt, several at a time, or one by one."""
+    tokens = torch.tensor(random_prompt(64, 61, seed=2))
+    hidden = Driver(model).prefill(tokens[:60].tolist())
+    whole, chunked, windowed = Driver(model), Driver(model), Driver(model)
+    whole.draft_prefill(tokens[:60], hidden)
+    chunked.draft_prefill(tokens[:60], hidden, chunks=[1, 7, 1, 30])
+    windowed.draft_prefill(tokens[:40], hidden[:40])
+    for start, count in ((39, 8), (47, 1), (48, 5), (53, 7)):
+        width = min(8, 60 - start)
+        given = torch.zeros(1, width, dtype=torch.int64)
+        given[0, :count] = tokens[start + 1 : start + 1 + count]
+        windowed.draft(
+            {0: (start, given[0].tolist())}, hidden[None, start : start + width], [count]
         )
-        for start, end in ((0, 7), (7, 8), (8, 59))
-    ]
-    torch.testing.assert_close(torch.cat(pieces), expected, atol=2e-5, rtol=1e-4)
+    last = {0: (59, [int(tokens[60])])}
+    expected = whole.draft(last, hidden[None, 59:60])
+    for driver in (chunked, windowed):
+        torch.testing.assert_close(
+            driver.draft(last, hidden[None, 59:60]), expected, atol=2e-5, rtol=1e-4
+        )
+
+
+def test_a_request_in_a_batch_drafts_what_it_drafts_alone(model: HybridModel) -> None:
+    prompts = [torch.tensor(random_prompt(64, n, seed=n)) for n in (3, 16, 40)]
+    together, alone = Driver(model, requests=3), [Driver(model) for _ in prompts]
+    counts, rows, states = [2, 1, 3], {}, []
+    for request, prompt in enumerate(prompts):
+        start = len(prompt) - 3
+        hidden = Driver(model).prefill(prompt.tolist())
+        states.append(hidden[start:])
+        rows[request] = (start, [*prompt[start + 1 :].tolist(), 5])
+        for driver, index in ((together, request), (alone[request], 0)):
+            driver.draft_prefill(prompt[: start + 1], hidden[: start + 1], request=index)
+    batch = together.draft(rows, torch.stack(states), counts)
+    for request, count in enumerate(counts):
+        start, given = rows[request]
+        single = alone[request].draft({0: (start, given[:count])}, states[request][None, :count])
+        torch.testing.assert_close(batch[request], single[0], atol=2e-5, rtol=1e-4)
 
 
 def test_a_model_without_the_block_says_so(make_pair: MakePair) -> None:
     model = make_pair("every_kind").model
-    driver = Driver(model)
     with pytest.raises(ValueError, match="no MTP block"):
+        Driver(model).draft_prefill(torch.tensor([1]), torch.zeros(1, model.config.hidden_size))
+
+
+def test_a_chunk_without_the_hidden_state_before_it_is_refused(model: HybridModel) -> None:
+    driver = Driver(model)
+    with pytest.raises(ValueError, match="draft_hidden"):
         model.draft_prefill(
             torch.tensor([1]),
             torch.zeros(1, model.config.hidden_size),
-            driver.draft_kv,
-            block_table=driver.table(0, 1),
-            context_tokens=0,
+            driver.state,
+            block_table=driver.table(0, 9),
+            context_tokens=8,
+            draft_hidden=None,
         )
 
 
@@ -114,8 +126,12 @@ def test_acceptance_length_is_the_expected_number_of_tokens() -> None:
     assert (first + first).rates == first.rates
 
 
-def test_measuring_tries_every_position_of_the_answer(model: HybridModel) -> None:
-    result = measure(model, random_prompt(64, 9, seed=3), 20, 3)
-    assert result.tried[0] == 20 - 3
-    assert result.tried[1] == result.accepted[0]
-    assert result.tried[2] == result.accepted[1]
+def test_measuring_counts_each_position_when_all_before_it_were_accepted(
+    model: HybridModel,
+) -> None:
+    prompt = random_prompt(64, 9, seed=3)
+    tokens, fared = speculate(model, prompt, 20, 3)
+    assert tokens == speculate(model, prompt, 20, 0)[0]
+    assert fared.tried[1:] == fared.accepted[:-1]
+    steps = fared.tried[0]
+    assert 20 - 1 <= steps + sum(fared.accepted) <= 20 - 1 + 3

@@ -12,8 +12,9 @@ from transformers import AutoTokenizer
 
 from tests.reference_models import load_reference, read_tensors, reference_greedy
 from tests.unit.model.driver import Driver
-from workers.model import HybridModel, load_model
-from workers.model.schema import model_schema, mtp_schema
+from workers.checkpoint import load_model
+from workers.checkpoint.schema import model_schema, mtp_schema
+from workers.model import HybridModel
 from workers.training.export import DEFAULT_OUTPUT
 
 FOLDER = Path(__file__).parents[3] / DEFAULT_OUTPUT

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from tests.reference_models import read_tensors
-from workers.model import load_model
+from workers.checkpoint import load_model
 from workers.model.assembly import assemble
+from workers.model.linear import Linear
 from workers.model.weights import MoeWeights
 from workers.training.balance import ExpertBalance
 from workers.training.corpus import Document
@@ -104,7 +105,18 @@ def test_schedule_warms_up_stays_and_decays() -> None:
 def test_balance_lowers_the_busy_and_raises_the_idle() -> None:
     bias = torch.zeros(4)
     empty = torch.zeros(0)
-    weights = MoeWeights(empty, bias, None, None, None, None, empty, empty, None)
+    unused = Linear.of(empty)
+    weights = MoeWeights(
+        gate=empty,
+        correction_bias=bias,
+        latent_down=None,
+        latent_up=None,
+        expert_up=empty,
+        expert_down=empty,
+        shared=None,
+        all_up=unused,
+        all_down=unused,
+    )
     balance = ExpertBalance(rate=0.1)
     balance.observe(weights, torch.tensor([[0, 1], [0, 1]]))
     balance.observe(weights, torch.tensor([[0, 2]]))
