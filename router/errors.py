@@ -65,6 +65,13 @@ _TABLE: dict[Reason, Presentation] = {
 }
 
 
+def refusal(
+    field: str, message: str, reason: Reason = common_pb2.REASON_INVALID_ARGUMENT
+) -> RequestError:
+    """The error for one field of a request; the message says the value and the fix."""
+    return RequestError(reason, f"{field}: {message}", field)
+
+
 def presentation(reason: Reason) -> Presentation:
     """How to tell a reason; whatever is not a client's fault and has no name is a failure."""
     return _TABLE.get(reason, _FAILED)

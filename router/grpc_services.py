@@ -75,7 +75,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             prepared = await self._dispatcher.prepare(client)
             async with contextlib.aclosing(self._dispatcher.generate(prepared)) as items:
                 async for item in items:
-                    await context.write(_response(item))
+                    await context.write(_response(item, with_top=bool(client.top_logprobs)))
 
     async def Cancel(  # noqa: N802
         self,
@@ -116,12 +116,15 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             return status_message(await self._dispatcher.status())
 
 
-def _response(item: Delta | Finished) -> inference_pb2.GenerateResponse:
+def _response(item: Delta | Finished, with_top: bool) -> inference_pb2.GenerateResponse:
     """What a client is sent; raises RequestError for an end that it is told by status."""
     if isinstance(item, Delta):
-        delta = inference_pb2.Delta(
-            text=item.text, token_ids=item.token_ids, logprobs=item.logprobs
-        )
+        delta = inference_pb2.Delta(text=item.text, token_ids=item.token_ids)
+        for told in item.logprobs:
+            delta.logprobs.append(told.logprob)
+            if with_top:
+                token_ids, logprobs = zip(*told.top, strict=True) if told.top else ((), ())
+                delta.top_logprobs.add(token_ids=token_ids, logprobs=logprobs)
         return inference_pb2.GenerateResponse(delta=delta)
     # Cancelled is an end that somebody asked for, so it comes with its report.
     if item.reason not in WELL and item.reason != common_pb2.REASON_CANCELLED:
@@ -153,11 +156,17 @@ def client_request(message: inference_pb2.GenerateRequest, traceparent: str) -> 
         temperature=sampling.temperature if given("temperature") else None,
         top_p=sampling.top_p if given("top_p") else None,
         top_k=sampling.top_k if given("top_k") else None,
+        min_p=sampling.min_p if given("min_p") else None,
+        repetition_penalty=sampling.repetition_penalty if given("repetition_penalty") else None,
+        presence_penalty=sampling.presence_penalty if given("presence_penalty") else None,
+        frequency_penalty=sampling.frequency_penalty if given("frequency_penalty") else None,
         seed=sampling.seed if given("seed") else None,
         stop=tuple(sampling.stop),
         stop_token_ids=tuple(sampling.stop_token_ids),
         ignore_eos=sampling.ignore_eos,
         logprobs=sampling.logprobs,
+        top_logprobs=sampling.top_logprobs,
+        grammar=sampling.grammar if given("grammar") else None,
         deadline_ms=message.deadline_ms,
         priority_class=message.priority_class,
         traceparent=traceparent,

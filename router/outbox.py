@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from protos.tandem.v1 import common_pb2
 from router.core.instructions import Finish
 from router.core.reasons import WELL
+from router.core.tokens import TokenLogprob
 from router.report import report_message
 from router.requests import Delta, Finished
 from router.text.stream import TextStream
@@ -28,13 +29,13 @@ class Outbox:
         self._undecoded: list[int] = []
         self._shown: list[str] = []
         self._token_ids: list[int] = []
-        self._logprobs: list[float] = []
+        self._logprobs: list[TokenLogprob] = []
         self._count = 0
         self._finished: Finished | None = None
         self._news = asyncio.Event()
         self.stopped = False  # a stop string came; later tokens do not count
 
-    def push(self, token_ids: Sequence[int], logprobs: Sequence[float]) -> None:
+    def push(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprob]) -> None:
         """Add the next tokens."""
         if self.stopped:
             return

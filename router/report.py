@@ -17,6 +17,8 @@ def report_message(report: Report) -> RequestReport:
         prefill_worker=report.prefill_worker,
         decode_worker=report.decode_worker,
         prefill_ms=report.prefill_ms,
+        cached_tokens=report.cached_tokens,
+        speculation=report.speculation,
     )
     if report.handoff is not None:
         message.handoff.CopyFrom(report.handoff)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from protos.tandem.v1 import common_pb2
 from protos.tandem.v1.inference_pb2 import RequestReport
 from router.core.reasons import Reason
+from router.core.tokens import TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +28,18 @@ class ClientRequest:
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
     seed: int | None = None
     stop: Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     logprobs: bool = False
+    top_logprobs: int = 0
+    grammar: common_pb2.Grammar | None = None
+    grammar_field: str = "grammar"  # what the client calls it
     deadline_ms: int = 0
     priority_class: str = ""
     add_special_tokens: bool = True
@@ -57,7 +65,7 @@ class Delta:
 
     text: str
     token_ids: Sequence[int]
-    logprobs: Sequence[float]
+    logprobs: Sequence[TokenLogprob]  # empty when not asked for
 
 
 @dataclass(frozen=True, slots=True)

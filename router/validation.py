@@ -6,23 +6,21 @@ request that one accepts the other accepts as well.
 
 from __future__ import annotations
 
-import random
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from protos.tandem.v1 import common_pb2
 from router.config import PriorityClass
-from router.core.reasons import Reason
-from router.errors import RequestError
+from router.errors import refusal
 from router.requests import ClientRequest, GenerationRequest
+from router.sampling import sampling_params
 from router.text.text_model import GenerationDefaults, TextModel
 
 _MAX_STOPS = 16
 _MAX_STOP_CHARACTERS = 256
 _MAX_ID_CHARACTERS = 128
 _UINT32_END = 1 << 32
-_UINT64_END = 1 << 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +34,10 @@ class ServedModel:
     text: TextModel | None
 
 
-def _refusal(
-    field: str, message: str, reason: Reason = common_pb2.REASON_INVALID_ARGUMENT
-) -> RequestError:
-    return RequestError(reason, f"{field}: {message}", field)
-
-
 def check_model(name: str, model: ServedModel) -> None:
     """Refuse a model that is not served; the empty name means the served one."""
     if name and name != model.name:
-        raise _refusal(
+        raise refusal(
             "model",
             f"{name!r} is not served here; use {model.name!r}",
             common_pb2.REASON_UNKNOWN_MODEL,
@@ -58,17 +50,17 @@ async def validate(
     """Check and complete a request; raises RequestError."""
     check_model(client.model, model)
     if len(client.request_id) > _MAX_ID_CHARACTERS:
-        raise _refusal(
+        raise refusal(
             "request_id",
             f"has {len(client.request_id)} characters; use at most {_MAX_ID_CHARACTERS}",
         )
     class_rank = _class_rank(client.priority_class, classes)
     _check_stops(client, model)
-    sampling = _sampling(client, model.defaults)
+    sampling = sampling_params(client, model.defaults, model.text is not None)
     token_ids = await _token_ids(client, model)
     sampling.max_tokens = _max_tokens(client, len(token_ids), model.max_model_tokens)
     if not 0 <= client.deadline_ms < _UINT32_END:
-        raise _refusal("deadline_ms", f"{client.deadline_ms} must lie in [0, 2^32); 0 is none")
+        raise refusal("deadline_ms", f"{client.deadline_ms} must lie in [0, 2^32); 0 is none")
     return GenerationRequest(
         request_id=client.request_id or uuid.uuid4().hex,
         token_ids=token_ids,
@@ -85,56 +77,30 @@ def _class_rank(name: str, classes: Sequence[PriorityClass]) -> int:
     if not name:
         return 0
     if name not in names:
-        raise _refusal("priority_class", f"{name!r} does not exist; use one of {', '.join(names)}")
+        raise refusal("priority_class", f"{name!r} does not exist; use one of {', '.join(names)}")
     return names.index(name)
 
 
 def _check_stops(client: ClientRequest, model: ServedModel) -> None:
     if len(client.stop) > _MAX_STOPS:
-        raise _refusal("stop", f"{len(client.stop)} strings given; use at most {_MAX_STOPS}")
+        raise refusal("stop", f"{len(client.stop)} strings given; use at most {_MAX_STOPS}")
     for stop in client.stop:
         if not 1 <= len(stop) <= _MAX_STOP_CHARACTERS:
-            raise _refusal(
+            raise refusal(
                 "stop",
                 f"a stop string has {len(stop)} characters; use 1 to {_MAX_STOP_CHARACTERS}",
             )
     if client.stop and model.text is None:
-        raise _refusal("stop", "the model has no tokenizer; use stop_token_ids")
+        raise refusal("stop", "the model has no tokenizer; use stop_token_ids")
     for token_id in client.stop_token_ids:
         _check_id("stop_token_ids", token_id, model.vocab_size)
-
-
-def _sampling(client: ClientRequest, defaults: GenerationDefaults) -> common_pb2.SamplingParams:
-    temperature = defaults.temperature if client.temperature is None else client.temperature
-    if not 0.0 <= temperature <= 2.0:
-        raise _refusal("temperature", f"{temperature} must lie in [0, 2]; 0 is greedy")
-    top_p = defaults.top_p if client.top_p is None else client.top_p
-    if not 0.0 < top_p <= 1.0:
-        raise _refusal("top_p", f"{top_p} must lie in (0, 1]; 1 keeps every token")
-    top_k = defaults.top_k if client.top_k is None else client.top_k
-    if not 0 <= top_k < _UINT32_END:
-        raise _refusal("top_k", f"{top_k} must lie in [0, 2^32); 0 keeps every token")
-    seed = random.getrandbits(64) if client.seed is None else client.seed
-    if not -(_UINT64_END >> 1) <= seed < _UINT64_END:
-        raise _refusal("seed", f"{seed} does not fit into 64 bits")
-    stop_ids = set(client.stop_token_ids)
-    if not client.ignore_eos:
-        stop_ids |= defaults.eos_token_ids
-    return common_pb2.SamplingParams(
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        seed=seed % _UINT64_END,
-        stop_token_ids=sorted(stop_ids),
-        logprobs=client.logprobs,
-    )
 
 
 async def _token_ids(client: ClientRequest, model: ServedModel) -> Sequence[int]:
     prompt, field = client.prompt, client.prompt_field
     if isinstance(prompt, str):
         if model.text is None:
-            raise _refusal(field, "the model has no tokenizer; send token ids")
+            raise refusal(field, "the model has no tokenizer; send token ids")
         token_ids: Sequence[int] = await model.text.encode(prompt, client.add_special_tokens)
     else:
         token_ids = prompt
@@ -142,27 +108,27 @@ async def _token_ids(client: ClientRequest, model: ServedModel) -> Sequence[int]
             _check_id(field, max(token_ids), model.vocab_size)
             _check_id(field, min(token_ids), model.vocab_size)
     if not token_ids:
-        raise _refusal(field, "is empty; send at least one token", common_pb2.REASON_EMPTY_PROMPT)
+        raise refusal(field, "is empty; send at least one token", common_pb2.REASON_EMPTY_PROMPT)
     return token_ids
 
 
 def _check_id(field: str, token_id: int, vocab_size: int) -> None:
     end = vocab_size or _UINT32_END
     if not 0 <= token_id < end:
-        raise _refusal(field, f"token id {token_id} is not in the vocabulary; use 0 to {end - 1}")
+        raise refusal(field, f"token id {token_id} is not in the vocabulary; use 0 to {end - 1}")
 
 
 def _max_tokens(client: ClientRequest, prompt_tokens: int, max_model_tokens: int) -> int:
     field = client.prompt_field
     asked = client.max_tokens
     if asked is not None and not 1 <= asked < _UINT32_END:
-        raise _refusal("max_tokens", f"{asked} must be at least 1 and below 2^32")
+        raise refusal("max_tokens", f"{asked} must be at least 1 and below 2^32")
     if not max_model_tokens:
         # No worker to say what fits, and so none to run it either: the dispatcher will tell.
         return asked or client.default_max_tokens or 1
     room = max_model_tokens - prompt_tokens
     if room < 1:
-        raise _refusal(
+        raise refusal(
             field,
             f"has {prompt_tokens} tokens and the model takes {max_model_tokens} for prompt and "
             f"answer together; shorten it to at most {max_model_tokens - 1}",
@@ -171,7 +137,7 @@ def _max_tokens(client: ClientRequest, prompt_tokens: int, max_model_tokens: int
     if asked is None:
         return min(room, client.default_max_tokens or room)
     if asked > room:
-        raise _refusal(
+        raise refusal(
             "max_tokens",
             f"{asked} + {prompt_tokens} prompt tokens is more than the {max_model_tokens} that "
             f"the model takes; use at most {room}",

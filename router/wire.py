@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from protos.tandem.v1 import worker_pb2
@@ -15,6 +16,7 @@ from router.core.events import (
     TokensArrived,
 )
 from router.core.instructions import SendCancel, SendPrefill, SendReserve
+from router.core.tokens import TokenLogprob
 from router.requests import GenerationRequest
 
 
@@ -35,9 +37,10 @@ def events_of(worker_id: str, message: worker_pb2.SessionEvents) -> Iterator[Eve
         yield _tokens(worker_id, message.tokens)
     for done in message.prefill_done:
         handoff = done.handoff if done.HasField("handoff") else None
-        yield PrefillDone(worker_id, done.handle, done.prefill_ms, handoff)
+        yield PrefillDone(worker_id, done.handle, done.prefill_ms, handoff, done.cached_tokens)
     for ended in message.ended:
-        yield Ended(worker_id, ended.handle, ended.reason, ended.detail)
+        speculation = ended.speculation if ended.HasField("speculation") else None
+        yield Ended(worker_id, ended.handle, ended.reason, ended.detail, speculation)
     if message.HasField("credits"):
         credits = message.credits
         yield CreditsChanged(
@@ -47,7 +50,7 @@ def events_of(worker_id: str, message: worker_pb2.SessionEvents) -> Iterator[Eve
 
 def _tokens(worker_id: str, batch: worker_pb2.TokenBatch) -> TokensArrived:
     # Lists, because slicing one costs a tenth of slicing a protobuf column.
-    counts, token_ids, logprobs = list(batch.counts), list(batch.token_ids), list(batch.logprobs)
+    counts, token_ids, logprobs = list(batch.counts), list(batch.token_ids), _logprobs(batch)
     rows = len(counts)
     if (
         len(batch.handles) != rows
@@ -61,6 +64,23 @@ def _tokens(worker_id: str, batch: worker_pb2.TokenBatch) -> TokensArrived:
     )
 
 
+def _logprobs(batch: worker_pb2.TokenBatch) -> list[TokenLogprob]:
+    """One for each token of a batch, or none; raises ProtocolError."""
+    if not batch.top_counts:
+        return [TokenLogprob(logprob) for logprob in batch.logprobs]
+    top_counts = list(batch.top_counts)
+    tops = list(zip(batch.top_token_ids, batch.top_logprobs, strict=False))
+    if len(top_counts) != len(batch.logprobs) or not (
+        len(tops) == len(batch.top_token_ids) == len(batch.top_logprobs) == sum(top_counts)
+    ):
+        raise ProtocolError("the alternatives of a token batch do not fit its tokens")
+    ends = itertools.accumulate(top_counts)
+    return [
+        TokenLogprob(logprob, tuple(tops[end - count : end]))
+        for logprob, count, end in zip(batch.logprobs, top_counts, ends, strict=True)
+    ]
+
+
 def command_for(
     instruction: SendReserve | SendPrefill, request: GenerationRequest, traceparent: str
 ) -> worker_pb2.SessionCommand:
@@ -71,9 +91,12 @@ def command_for(
         sampling=request.sampling,
         prompt_tokens=len(request.token_ids),
         traceparent=traceparent,
+        priority=request.class_rank,
     )
     if isinstance(instruction, SendReserve):
-        return worker_pb2.SessionCommand(reserve=worker_pb2.Reserve(item=item))
+        return worker_pb2.SessionCommand(
+            reserve=worker_pb2.Reserve(item=item, token_ids=request.token_ids)
+        )
     return worker_pb2.SessionCommand(
         prefill=worker_pb2.Prefill(
             item=item, token_ids=request.token_ids, ticket=instruction.ticket

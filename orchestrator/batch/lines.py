@@ -10,9 +10,12 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from orchestrator.spec.errors import explain
+from protos.tandem.v1 import common_pb2
+from router.core.tokens import TokenLogprob
 from router.requests import ClientRequest
 
 _DEFAULT_MAX_TOKENS = 64
+_FORMS = frozenset({"json_schema", "json_object", "regex"})
 
 
 class LineError(Exception):
@@ -37,15 +40,30 @@ class BatchLine(BaseModel):
     temperature: float = 0.0
     top_p: float | None = None
     top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
     seed: int = 0
     stop: list[str] = Field(default_factory=list)
     stop_token_ids: list[int] = Field(default_factory=list)
     ignore_eos: bool = False
+    top_logprobs: int = 0
+    # The form of the answer; one of them.
+    json_schema: dict[str, object] | None = None
+    json_object: bool = False
+    regex: str | None = None
 
     @model_validator(mode="after")
     def _one_prompt(self) -> BatchLine:
         if (self.text is None) == (self.token_ids is None):
             raise ValueError("give either text or token_ids")
+        return self
+
+    @model_validator(mode="after")
+    def _one_form(self) -> BatchLine:
+        if (self.json_schema is not None) + self.json_object + (self.regex is not None) > 1:
+            raise ValueError("give one of json_schema, json_object and regex")
         return self
 
     def request(self) -> ClientRequest:
@@ -61,12 +79,26 @@ class BatchLine(BaseModel):
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
             seed=self.seed,
             stop=tuple(self.stop),
             stop_token_ids=tuple(self.stop_token_ids),
             ignore_eos=self.ignore_eos,
             logprobs=True,
+            top_logprobs=self.top_logprobs,
+            grammar=self._grammar(),
+            grammar_field=next(iter(self.model_fields_set & _FORMS), ""),
         )
+
+    def _grammar(self) -> common_pb2.Grammar | None:
+        if self.json_schema is not None:
+            return common_pb2.Grammar(json_schema=json.dumps(self.json_schema))
+        if self.regex is not None:
+            return common_pb2.Grammar(regex=self.regex)
+        return common_pb2.Grammar(json_object=True) if self.json_object else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +109,9 @@ class BatchAnswer:
     token_ids: Sequence[int]
     text: str
     finish_reason: str
-    logprobs: Sequence[float]
+    logprobs: Sequence[TokenLogprob]
     error: str | None = None
+    with_top_logprobs: bool = False
 
     def to_json(self) -> str:
         document: dict[str, object] = {
@@ -86,8 +119,13 @@ class BatchAnswer:
             "token_ids": list(self.token_ids),
             "text": self.text,
             "finish_reason": self.finish_reason,
-            "logprobs": list(self.logprobs),
+            "logprobs": [told.logprob for told in self.logprobs],
         }
+        if self.with_top_logprobs:
+            document["top_logprobs"] = [
+                [{"token_id": token_id, "logprob": logprob} for token_id, logprob in told.top]
+                for told in self.logprobs
+            ]
         if self.error is not None:
             document["error"] = self.error
         return json.dumps(document, ensure_ascii=False)

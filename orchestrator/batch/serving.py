@@ -9,6 +9,7 @@ from contextlib import aclosing
 
 from orchestrator.answers import finish_reason
 from orchestrator.batch.lines import BatchAnswer, BatchLine, LineError, failed, parse_line
+from router.core.tokens import TokenLogprob
 from router.dispatcher import Dispatcher
 from router.errors import RequestError
 from router.requests import Finished
@@ -50,7 +51,7 @@ async def _generate(number: int, line: BatchLine, dispatcher: Dispatcher) -> Bat
     """Raises RequestError for a request that the router refuses."""
     request = await dispatcher.prepare(line.request())
     token_ids: list[int] = []
-    logprobs: list[float] = []
+    logprobs: list[TokenLogprob] = []
     text: list[str] = []
     finished: Finished | None = None
     async with aclosing(dispatcher.generate(request)) as items:
@@ -62,10 +63,9 @@ async def _generate(number: int, line: BatchLine, dispatcher: Dispatcher) -> Bat
                 logprobs.extend(item.logprobs)
                 text.append(item.text)
     assert finished is not None
-    ended = finish_reason(finished.reason)
+    ended, error = finish_reason(finished.reason), None
     if ended not in ("stop", "length"):
-        reason = finished.detail or ended
-        return BatchAnswer(
-            line.id, token_ids, "".join(text), "error", logprobs, f"line {number}: {reason}"
-        )
-    return BatchAnswer(line.id, token_ids, "".join(text), ended, logprobs)
+        ended, error = "error", f"line {number}: {finished.detail or ended}"
+    return BatchAnswer(
+        line.id, token_ids, "".join(text), ended, logprobs, error, bool(line.top_logprobs)
+    )

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from router.core.reasons import Reason
+from router.core.tokens import TokenLogprob
 
 if TYPE_CHECKING:
     from protos.tandem.v1.handoff_pb2 import HandoffTicket
-    from protos.tandem.v1.inference_pb2 import HandoffReport
+    from protos.tandem.v1.inference_pb2 import HandoffReport, SpeculationReport
 
 Role: TypeAlias = Literal["prefill", "decode"]
 
@@ -83,7 +84,7 @@ class TokensArrived:
     first_indexes: Sequence[int]
     counts: Sequence[int]
     token_ids: Sequence[int]
-    logprobs: Sequence[float] = ()
+    logprobs: Sequence[TokenLogprob] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ class PrefillDone:
     handle: int
     prefill_ms: float = 0.0
     handoff: HandoffReport | None = None
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,7 @@ class Ended:
     handle: int
     reason: Reason
     detail: str = ""
+    speculation: SpeculationReport | None = None
 
 
 @dataclass(frozen=True, slots=True)

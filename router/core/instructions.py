@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from router.core.reasons import Reason
+from router.core.tokens import TokenLogprob
 
 if TYPE_CHECKING:
     from protos.tandem.v1.handoff_pb2 import HandoffTicket
-    from protos.tandem.v1.inference_pb2 import HandoffReport
+    from protos.tandem.v1.inference_pb2 import HandoffReport, SpeculationReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Deliver:
     request_id: str
     first_index: int
     token_ids: Sequence[int]
-    logprobs: Sequence[float]
+    logprobs: Sequence[TokenLogprob]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,8 @@ class Report:
     decode_worker: str
     prefill_ms: float
     handoff: HandoffReport | None
+    cached_tokens: int
+    speculation: SpeculationReport | None
     prompt_tokens: int
     completion_tokens: int
 

@@ -269,6 +269,7 @@ class Lifecycle:
             return
         request = attempt.request
         request.prefill_ms = event.prefill_ms
+        request.cached_tokens = event.cached_tokens
         if side is not attempt.prefill:
             return  # it read the prompt for itself
         request.handoff = event.handoff
@@ -295,6 +296,7 @@ class Lifecycle:
         if not attempt.counts:
             return
         request = attempt.request
+        request.speculation = event.speculation or request.speculation
         delivered = request.tokens.delivered
         if event.reason == common_pb2.REASON_OUT_OF_CAPACITY and delivered == 0 and room_will_come:
             view.refused = True

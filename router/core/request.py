@@ -16,7 +16,7 @@ from router.core.reasons import WANTED, WELL, Reason
 from router.core.tokens import TokenOrder
 
 if TYPE_CHECKING:
-    from protos.tandem.v1.inference_pb2 import HandoffReport
+    from protos.tandem.v1.inference_pb2 import HandoffReport, SpeculationReport
 
 
 class State(enum.StrEnum):
@@ -126,6 +126,8 @@ class Request:
     last_token_s: float | None = None
     prefill_ms: float = 0.0
     handoff: HandoffReport | None = None
+    cached_tokens: int = 0
+    speculation: SpeculationReport | None = None
     prefill_worker: str = ""
     decode_worker: str = ""
     tokens: TokenOrder = field(init=False)
@@ -168,6 +170,8 @@ class Request:
             decode_worker=self.decode_worker,
             prefill_ms=self.prefill_ms,
             handoff=self.handoff,
+            cached_tokens=self.cached_tokens,
+            speculation=self.speculation,
             prompt_tokens=self.prompt_tokens,
             completion_tokens=completion_tokens,
         )

@@ -11,12 +11,19 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
+class TokenLogprob(NamedTuple):
+    """The log-probability of one token, and the most likely ones in its place with theirs."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
 class Chunk(NamedTuple):
     """Tokens with consecutive indexes."""
 
     first_index: int
     token_ids: Sequence[int]
-    logprobs: Sequence[float]
+    logprobs: Sequence[TokenLogprob]
 
 
 class TokenGapError(Exception):
@@ -30,7 +37,7 @@ class TokenOrder:
     max_tokens: int
     delivered: int = 0
     early_ids: list[int] = field(default_factory=list)
-    early_logprobs: list[float] = field(default_factory=list)
+    early_logprobs: list[TokenLogprob] = field(default_factory=list)
 
     def take(self, chunk: Chunk) -> Iterator[Chunk]:
         """Yield what can be handed on now; tokens seen before are left out.

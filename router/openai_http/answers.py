@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 from aiohttp import web
 
@@ -13,15 +13,17 @@ from router.core.reasons import WELL
 from router.dispatcher import Dispatcher
 from router.errors import failure
 from router.openai_http.bodies import ChatBody, CompletionBody, parse_body
+from router.openai_http.choices import Item, choices_of, generate_all
 from router.openai_http.formats import (
     ChatFormat,
+    Choice,
     CompletionFormat,
     Format,
     Json,
     error_json,
     report_json,
 )
-from router.requests import ClientRequest, Delta, Finished
+from router.requests import ClientRequest, Delta, Finished, GenerationRequest
 
 _REPORT_HEADER = "x-tandem-report"
 
@@ -36,110 +38,125 @@ class Answers:
         """POST /v1/completions."""
         body = parse_body(CompletionBody, await request.read())
         model = self._dispatcher.model
-        call = _Call(request, body.streamed, body.include_usage)
-        items, request_id = await self._run(call, body.client_request(model))
-        form = CompletionFormat(request_id, model.name, model.text, body.logprobs)
-        return await call.answer(items, form, request_id)
+        call = _Call(request, body)
+        requests = await self._prepare(call, body.client_request(model))
+        form = CompletionFormat(requests[0].request_id, model.name, model.text, body.logprobs)
+        return await call.answer(generate_all(self._dispatcher, requests), form, requests)
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/chat/completions."""
         body = parse_body(ChatBody, await request.read())
         model = self._dispatcher.model
-        call = _Call(request, body.streamed, body.include_usage)
-        items, request_id = await self._run(call, body.client_request(model))
-        form = ChatFormat(request_id, model.name, model.text, bool(body.logprobs), body.streamed)
-        return await call.answer(items, form, request_id)
+        call = _Call(request, body)
+        requests = await self._prepare(call, body.client_request(model))
+        request_id, logprobs = requests[0].request_id, bool(body.logprobs)
+        form = ChatFormat(request_id, model.name, model.text, logprobs, body.streamed)
+        return await call.answer(generate_all(self._dispatcher, requests), form, requests)
 
-    async def _run(
-        self, call: _Call, client: ClientRequest
-    ) -> tuple[AsyncGenerator[Delta | Finished, None], str]:
+    async def _prepare(self, call: _Call, client: ClientRequest) -> list[GenerationRequest]:
         prepared = await self._dispatcher.prepare(
             dataclasses.replace(client, request_id=call.request_id, traceparent=call.traceparent)
         )
-        return self._dispatcher.generate(prepared), prepared.request_id
+        return choices_of(prepared, call.choices)
 
 
 class _Call:
     """One HTTP request and how it wants to be answered."""
 
-    def __init__(self, request: web.Request, streamed: bool, include_usage: bool) -> None:
+    def __init__(self, request: web.Request, body: CompletionBody | ChatBody) -> None:
         self._request = request
-        self._streamed = streamed
-        self._include_usage = include_usage
+        self._streamed = body.streamed
+        self._include_usage = body.include_usage
         self._with_report = request.headers.get(_REPORT_HEADER) == "1"
+        self.choices = body.choices
         self.request_id = request.headers.get("x-request-id", "")
         self.traceparent = request.headers.get("traceparent", "")
 
     async def answer(
-        self, items: AsyncGenerator[Delta | Finished, None], form: Format, request_id: str
+        self,
+        items: AsyncGenerator[Item, None],
+        form: Format,
+        requests: Sequence[GenerationRequest],
     ) -> web.StreamResponse:
         """Send what comes; raises RequestError for a failure before the first byte."""
+        headers = {"x-request-id": requests[0].request_id}
         async with contextlib.aclosing(items):
+            if not self._streamed:
+                return await self._whole(items, form, headers)
             first = await anext(items)
-            if isinstance(first, Finished):
-                _raise_if_bad(first)
-            if self._streamed:
-                return await self._stream(first, items, form, request_id)
-            return await self._whole(first, items, form, request_id)
+            _raise_if_bad(first[1])
+            return await self._stream(first, items, form, headers)
 
     async def _whole(
-        self,
-        first: Delta | Finished,
-        items: AsyncGenerator[Delta | Finished, None],
-        form: Format,
-        request_id: str,
+        self, items: AsyncGenerator[Item, None], form: Format, headers: dict[str, str]
     ) -> web.Response:
-        deltas: list[Delta] = []
-        item = first
-        while isinstance(item, Delta):
-            deltas.append(item)
-            item = await anext(items)
-        _raise_if_bad(item)
-        answer = form.whole(deltas, item)
+        deltas: list[list[Delta]] = [[] for _ in range(self.choices)]
+        finished: dict[int, Finished] = {}
+        async for index, item in items:
+            _raise_if_bad(item)
+            if isinstance(item, Delta):
+                deltas[index].append(item)
+            else:
+                finished[index] = item
+        choices = [Choice(deltas[index], finished[index]) for index in range(self.choices)]
+        answer = form.whole(choices)
         if self._with_report:
-            answer["tandem"] = report_json(item)
-        return web.json_response(answer, headers={"x-request-id": request_id})
+            reports = [report_json(choice.finished) for choice in choices]
+            answer["tandem"] = reports[0] if self.choices == 1 else reports
+        return web.json_response(answer, headers=headers)
 
     async def _stream(
         self,
-        first: Delta | Finished,
-        items: AsyncGenerator[Delta | Finished, None],
+        first: Item,
+        items: AsyncGenerator[Item, None],
         form: Format,
-        request_id: str,
+        headers: dict[str, str],
     ) -> web.StreamResponse:
         response = web.StreamResponse(
             headers={
                 "content-type": "text/event-stream; charset=utf-8",
                 "cache-control": "no-cache",
                 "x-accel-buffering": "no",  # nginx would hold tokens back
-                "x-request-id": request_id,
+                **headers,
             }
         )
         await response.prepare(self._request)
-        opening = form.opening()
-        if opening is not None:
-            await response.write(self._event(opening))
-        item = first
-        while isinstance(item, Delta):
-            piece = form.piece(item)
-            if item.text or _has_logprobs(piece):
-                await response.write(self._event(piece))
-            item = await anext(items)
-        await response.write(self._end(item, form))
+        for index in range(self.choices):
+            opening = form.opening(index)
+            if opening is not None:
+                await response.write(self._event(opening))
+        finished: list[Finished] = []
+        await self._write(response, first, form, finished)
+        async for item in items:
+            await self._write(response, item, form, finished)
+            if finished and finished[-1].reason not in WELL:
+                break
+        else:
+            if self._include_usage:
+                await response.write(_event(form.usage_piece(finished)))
+            await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
         return response
 
-    def _end(self, finished: Finished, form: Format) -> bytes:
-        if finished.reason not in WELL:
+    async def _write(
+        self, response: web.StreamResponse, item: Item, form: Format, finished: list[Finished]
+    ) -> None:
+        """Write what a client sees of an item; an end goes to `finished` as well."""
+        index, news = item
+        if isinstance(news, Delta):
+            piece = form.piece(index, news)
+            if news.text or _has_logprobs(piece):
+                await response.write(self._event(piece))
+            return
+        finished.append(news)
+        if news.reason not in WELL:
             # The status line is gone, so the error comes in the stream, and no [DONE] after it.
-            return _event(error_json(failure(finished.reason, finished.detail)))
-        last = form.last_piece(finished)
+            await response.write(_event(error_json(failure(news.reason, news.detail))))
+            return
+        last = form.last_piece(index, news)
         if self._with_report:
-            last["tandem"] = report_json(finished)
-        events = self._event(last)
-        if self._include_usage:
-            events += _event(form.usage_piece(finished))
-        return events + b"data: [DONE]\n\n"
+            last["tandem"] = report_json(news)
+        await response.write(self._event(last))
 
     def _event(self, piece: Json) -> bytes:
         # Clients that ask for usage expect the key in every piece.
@@ -156,6 +173,6 @@ def _has_logprobs(piece: Json) -> bool:
     return choices[0]["logprobs"] is not None
 
 
-def _raise_if_bad(finished: Finished) -> None:
-    if finished.reason not in WELL:
-        raise failure(finished.reason, finished.detail)
+def _raise_if_bad(item: Delta | Finished) -> None:
+    if isinstance(item, Finished) and item.reason not in WELL:
+        raise failure(item.reason, item.detail)

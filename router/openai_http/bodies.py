@@ -10,37 +10,34 @@ import difflib
 from collections.abc import Sequence
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from protos.tandem.v1 import common_pb2
-from router.errors import RequestError
+from router.errors import RequestError, refusal
+from router.openai_http.forms import Body, ResponseFormat, StructuredOutputs
 from router.requests import ClientRequest
+from router.sampling import MOST_TOP_LOGPROBS
 from router.text.chat_template import ChatMessage, ChatTemplateError
 from router.validation import ServedModel
 
 # What OpenAI gives to those who do not say.
 _COMPLETION_MAX_TOKENS = 16
 _SHOWN_CHARACTERS = 80
+# Fields that vLLM has dropped, and where it takes them now.
+_MOVED = {
+    f"guided_{form}": f'structured_outputs: {{"{form}": ..}}'
+    for form in ("json", "regex", "choice", "grammar")
+}
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class StreamOptions(_Body):
+class StreamOptions(Body):
     """How a stream is to be written."""
 
     include_usage: bool = False
     include_obfuscation: object = None
 
 
-class ResponseFormat(_Body):
-    """Only plain text."""
-
-    type: Literal["text"]
-
-
-class _GenerationBody(_Body):
+class _GenerationBody(Body):
     """What both endpoints take."""
 
     model: str = ""
@@ -51,13 +48,16 @@ class _GenerationBody(_Body):
     seed: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=1)] | None = None
-    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    n: Annotated[int, Field(ge=1, le=16)] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     response_format: ResponseFormat | None = None
     # As in vLLM.
     top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    structured_outputs: StructuredOutputs | None = None
     ignore_eos: bool = False
     stop_token_ids: list[int] | None = None
     # Our own.
@@ -76,6 +76,10 @@ class _GenerationBody(_Body):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
+    def choices(self) -> int:
+        return self.n or 1
+
+    @property
     def streamed(self) -> bool:
         return bool(self.stream)
 
@@ -90,8 +94,10 @@ class _GenerationBody(_Body):
         max_tokens: int | None,
         default_max_tokens: int | None,
         logprobs: bool,
+        top_logprobs: int,
         add_special_tokens: bool,
     ) -> ClientRequest:
+        field, grammar = self._grammar()
         return ClientRequest(
             prompt=prompt,
             prompt_field=prompt_field,
@@ -101,41 +107,59 @@ class _GenerationBody(_Body):
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=0 if self.top_k == -1 else self.top_k,  # -1 is vLLM's way to keep every token
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
             seed=self.seed,
             stop=self.stops,
             stop_token_ids=tuple(self.stop_token_ids or ()),
             ignore_eos=self.ignore_eos,
             logprobs=logprobs,
+            top_logprobs=top_logprobs,
+            grammar=grammar,
+            grammar_field=field,
             deadline_ms=self.deadline_ms,
             priority_class=self.priority_class,
             add_special_tokens=add_special_tokens,
         )
+
+    def _grammar(self) -> tuple[str, common_pb2.Grammar | None]:
+        """The form that the answer must have, and the field that says so."""
+        asked = {
+            "response_format": self.response_format,
+            "structured_outputs": self.structured_outputs,
+        }
+        grammars = {
+            field: grammar
+            for field, form in asked.items()
+            if form is not None and (grammar := form.grammar()) is not None
+        }
+        if len(grammars) > 1:
+            raise refusal("structured_outputs", "response_format is given as well; leave one out")
+        return next(iter(grammars.items()), ("", None))
 
 
 class CompletionBody(_GenerationBody):
     """POST /v1/completions."""
 
     prompt: str | list[object]
-    logprobs: Annotated[int, Field(ge=0)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MOST_TOP_LOGPROBS)] | None = None
     echo: Literal[False] | None = None
-    best_of: Annotated[int, Field(ge=1, le=1)] | None = None
+    best_of: int | None = None
     suffix: Literal[""] | None = None
 
     def client_request(self, model: ServedModel) -> ClientRequest:
         """What is asked for; raises RequestError."""
-        if self.logprobs and (self.logprobs > 1 or self.temperature != 0.0):
-            # The most likely token is only known where it is the one that was chosen.
-            raise refusal(
-                "logprobs",
-                f"{self.logprobs} asks for other tokens than the chosen one, which are not "
-                "reported; use 0, or 1 with temperature 0",
-            )
+        if self.best_of not in (None, self.choices):
+            raise refusal("best_of", f"{self.best_of} is not served; leave it out, or ask for n")
         return self._request(
             prompt=self._one_prompt(),
             prompt_field="prompt",
             max_tokens=self.max_tokens,
             default_max_tokens=_COMPLETION_MAX_TOKENS,
             logprobs=self.logprobs is not None,
+            top_logprobs=self.logprobs or 0,
             add_special_tokens=True,
         )
 
@@ -155,14 +179,14 @@ class CompletionBody(_GenerationBody):
         return token_ids
 
 
-class TextPart(_Body):
+class TextPart(Body):
     """A piece of a message."""
 
     type: Literal["text"]
     text: str
 
 
-class Message(_Body):
+class Message(Body):
     """One turn."""
 
     role: str
@@ -182,7 +206,7 @@ class ChatBody(_GenerationBody):
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
+    top_logprobs: int | None = None
     tools: Annotated[list[object], Field(max_length=0)] | None = None
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: object = None
@@ -204,11 +228,12 @@ class ChatBody(_GenerationBody):
             max_tokens=self.max_tokens if asked is None else asked,
             default_max_tokens=None,
             logprobs=bool(self.logprobs),
+            top_logprobs=self.top_logprobs or 0,
             add_special_tokens=False,  # the template writes them
         )
 
 
-_BodyT = TypeVar("_BodyT", bound=_Body)
+_BodyT = TypeVar("_BodyT", bound=Body)
 
 
 def parse_body(kind: type[_BodyT], raw: bytes) -> _BodyT:
@@ -223,7 +248,7 @@ def parse_body(kind: type[_BodyT], raw: bytes) -> _BodyT:
         )
     field = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(field, kind.model_fields, n=1)
+        near = [_MOVED[field]] if field in _MOVED else _near(field, kind)
         raise refusal(field, "is not known" + (f"; did you mean {near[0]}?" if near else ""))
     if problem["type"] == "missing":
         raise refusal(field, "is required")
@@ -233,6 +258,5 @@ def parse_body(kind: type[_BodyT], raw: bytes) -> _BodyT:
     raise refusal(field or "body", f"{given} is not served: {problem['msg']}")
 
 
-def refusal(field: str, message: str) -> RequestError:
-    """A refusal of one field."""
-    return RequestError(common_pb2.REASON_INVALID_ARGUMENT, f"{field}: {message}", field)
+def _near(field: str, kind: type[Body]) -> list[str]:
+    return difflib.get_close_matches(field, kind.model_fields, n=1)

@@ -36,6 +36,8 @@ class GenerationDefaults:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,8 @@ def load_generation_defaults(folder: Path) -> GenerationDefaults:
         temperature=_number(generation, "temperature", defaults.temperature),
         top_p=_number(generation, "top_p", defaults.top_p),
         top_k=int(_number(generation, "top_k", defaults.top_k)),
+        min_p=_number(generation, "min_p", defaults.min_p),
+        repetition_penalty=_number(generation, "repetition_penalty", defaults.repetition_penalty),
     )
 
 

@@ -24,15 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/tandem/v1/common.proto\x12\ttandem.v1\"\x8f\x01\n\x0eSamplingParams\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x13\n\x0btemperature\x18\x02 \x01(\x02\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05top_k\x18\x04 \x01(\r\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\r\x12\x10\n\x08logprobs\x18\x07 \x01(\x08*\xdb\x04\n\nReasonCode\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x15\n\x11REASON_STOP_TOKEN\x10\x01\x12\x16\n\x12REASON_STOP_STRING\x10\x02\x12\x11\n\rREASON_LENGTH\x10\x03\x12\x14\n\x10REASON_CANCELLED\x10\n\x12\x16\n\x12REASON_CLIENT_GONE\x10\x0b\x12\x1c\n\x18REASON_DEADLINE_EXCEEDED\x10\x0c\x12\x1b\n\x17REASON_INVALID_ARGUMENT\x10\x14\x12\x17\n\x13REASON_EMPTY_PROMPT\x10\x15\x12\x1a\n\x16REASON_PROMPT_TOO_LONG\x10\x16\x12\x18\n\x14REASON_UNKNOWN_MODEL\x10\x17\x12\x1f\n\x1bREASON_DUPLICATE_REQUEST_ID\x10\x18\x12\x15\n\x11REASON_QUEUE_FULL\x10\x1e\x12\x15\n\x11REASON_NO_WORKERS\x10\x1f\x12\x18\n\x14REASON_SHUTTING_DOWN\x10 \x12\x16\n\x12REASON_WORKER_LOST\x10(\x12\x1a\n\x16REASON_OUT_OF_CAPACITY\x10)\x12\x17\n\x13REASON_ENGINE_ERROR\x10*\x12\x1a\n\x16REASON_TRANSFER_FAILED\x10\x32\x12\x1c\n\x18REASON_MANIFEST_MISMATCH\x10\x33\x12\x1c\n\x18REASON_CHECKSUM_MISMATCH\x10\x34\x12\x18\n\x14REASON_LEASE_EXPIRED\x10\x35\x12\x13\n\x0fREASON_INTERNAL\x10<b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/tandem/v1/common.proto\x12\ttandem.v1\"P\n\x07Grammar\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12\x15\n\x0bjson_object\x18\x03 \x01(\x08H\x00\x42\x06\n\x04kind\"\xc6\x02\n\x0eSamplingParams\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x13\n\x0btemperature\x18\x02 \x01(\x02\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05top_k\x18\x04 \x01(\r\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\r\x12\x10\n\x08logprobs\x18\x07 \x01(\x08\x12\x14\n\x0ctop_logprobs\x18\x08 \x01(\r\x12\r\n\x05min_p\x18\t \x01(\x02\x12\x1f\n\x12repetition_penalty\x18\n \x01(\x02H\x00\x88\x01\x01\x12\x18\n\x10presence_penalty\x18\x0b \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x0c \x01(\x02\x12#\n\x07grammar\x18\r \x01(\x0b\x32\x12.tandem.v1.GrammarB\x15\n\x13_repetition_penalty*\xdb\x04\n\nReasonCode\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x15\n\x11REASON_STOP_TOKEN\x10\x01\x12\x16\n\x12REASON_STOP_STRING\x10\x02\x12\x11\n\rREASON_LENGTH\x10\x03\x12\x14\n\x10REASON_CANCELLED\x10\n\x12\x16\n\x12REASON_CLIENT_GONE\x10\x0b\x12\x1c\n\x18REASON_DEADLINE_EXCEEDED\x10\x0c\x12\x1b\n\x17REASON_INVALID_ARGUMENT\x10\x14\x12\x17\n\x13REASON_EMPTY_PROMPT\x10\x15\x12\x1a\n\x16REASON_PROMPT_TOO_LONG\x10\x16\x12\x18\n\x14REASON_UNKNOWN_MODEL\x10\x17\x12\x1f\n\x1bREASON_DUPLICATE_REQUEST_ID\x10\x18\x12\x15\n\x11REASON_QUEUE_FULL\x10\x1e\x12\x15\n\x11REASON_NO_WORKERS\x10\x1f\x12\x18\n\x14REASON_SHUTTING_DOWN\x10 \x12\x16\n\x12REASON_WORKER_LOST\x10(\x12\x1a\n\x16REASON_OUT_OF_CAPACITY\x10)\x12\x17\n\x13REASON_ENGINE_ERROR\x10*\x12\x1a\n\x16REASON_TRANSFER_FAILED\x10\x32\x12\x1c\n\x18REASON_MANIFEST_MISMATCH\x10\x33\x12\x1c\n\x18REASON_CHECKSUM_MISMATCH\x10\x34\x12\x18\n\x14REASON_LEASE_EXPIRED\x10\x35\x12\x13\n\x0fREASON_INTERNAL\x10<b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.tandem.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REASONCODE']._serialized_start=191
-  _globals['_REASONCODE']._serialized_end=794
-  _globals['_SAMPLINGPARAMS']._serialized_start=45
-  _globals['_SAMPLINGPARAMS']._serialized_end=188
+  _globals['_REASONCODE']._serialized_start=456
+  _globals['_REASONCODE']._serialized_end=1059
+  _globals['_GRAMMAR']._serialized_start=44
+  _globals['_GRAMMAR']._serialized_end=124
+  _globals['_SAMPLINGPARAMS']._serialized_start=127
+  _globals['_SAMPLINGPARAMS']._serialized_end=453
 # @@protoc_insertion_point(module_scope)

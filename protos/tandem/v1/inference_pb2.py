@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from protos.tandem.v1 import common_pb2 as protos_dot_tandem_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n protos/tandem/v1/inference.proto\x12\ttandem.v1\x1a\x1dprotos/tandem/v1/common.proto\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x86\x02\n\x0e\x43lientSampling\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\r\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x12\n\nignore_eos\x18\x08 \x01(\x08\x12\x10\n\x08logprobs\x18\t \x01(\x08\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seed\"\xd2\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12(\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x13.tandem.v1.TokenIdsH\x00\x12+\n\x08sampling\x18\x05 \x01(\x0b\x32\x19.tandem.v1.ClientSampling\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x06 \x01(\r\x12\x16\n\x0epriority_class\x18\x07 \x01(\tB\x08\n\x06prompt\"g\n\x10GenerateResponse\x12!\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x10.tandem.v1.DeltaH\x00\x12\'\n\x08\x66inished\x18\x02 \x01(\x0b\x32\x13.tandem.v1.FinishedH\x00\x42\x07\n\x05\x65vent\":\n\x05\x44\x65lta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\"\xa1\x01\n\x08\x46inished\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12%\n\x06reason\x18\x02 \x01(\x0e\x32\x15.tandem.v1.ReasonCode\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x04 \x01(\r\x12(\n\x06report\x18\x05 \x01(\x0b\x32\x18.tandem.v1.RequestReport\"\xc7\x01\n\rRequestReport\x12\x10\n\x08queue_ms\x18\x01 \x01(\x01\x12\x0f\n\x07ttft_ms\x18\x02 \x01(\x01\x12\x13\n\x0bmean_itl_ms\x18\x03 \x01(\x01\x12\x10\n\x08total_ms\x18\x04 \x01(\x01\x12\x16\n\x0eprefill_worker\x18\x05 \x01(\t\x12\x15\n\rdecode_worker\x18\x06 \x01(\t\x12\x12\n\nprefill_ms\x18\x07 \x01(\x01\x12)\n\x07handoff\x18\x08 \x01(\x0b\x32\x18.tandem.v1.HandoffReport\"\x87\x01\n\rHandoffReport\x12\x10\n\x08kv_bytes\x18\x01 \x01(\x04\x12\x13\n\x0bmamba_bytes\x18\x02 \x01(\x04\x12\x11\n\tmtp_bytes\x18\x03 \x01(\x04\x12\x13\n\x0b\x64\x65scriptors\x18\x04 \x01(\r\x12\x13\n\x0btransfer_ms\x18\x05 \x01(\x01\x12\x12\n\nhandoff_ms\x18\x06 \x01(\x01\"#\n\rCancelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x1f\n\x0e\x43\x61ncelResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"e\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x18\n\x10max_model_tokens\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x15\n\reos_token_ids\x18\x04 \x03(\r2\xd6\x01\n\tInference\x12\x45\n\x08Generate\x12\x1a.tandem.v1.GenerateRequest\x1a\x1b.tandem.v1.GenerateResponse0\x01\x12=\n\x06\x43\x61ncel\x12\x18.tandem.v1.CancelRequest\x1a\x19.tandem.v1.CancelResponse\x12\x43\n\x08GetModel\x12\x1a.tandem.v1.GetModelRequest\x1a\x1b.tandem.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n protos/tandem/v1/inference.proto\x12\ttandem.v1\x1a\x1dprotos/tandem/v1/common.proto\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x81\x04\n\x0e\x43lientSampling\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\r\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x12\n\nignore_eos\x18\x08 \x01(\x08\x12\x10\n\x08logprobs\x18\t \x01(\x08\x12\x14\n\x0ctop_logprobs\x18\n \x01(\r\x12\x12\n\x05min_p\x18\x0b \x01(\x02H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x0c \x01(\x02H\x06\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\r \x01(\x02H\x07\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x0e \x01(\x02H\x08\x88\x01\x01\x12#\n\x07grammar\x18\x0f \x01(\x0b\x32\x12.tandem.v1.GrammarB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penalty\"\xd2\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12(\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x13.tandem.v1.TokenIdsH\x00\x12+\n\x08sampling\x18\x05 \x01(\x0b\x32\x19.tandem.v1.ClientSampling\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x06 \x01(\r\x12\x16\n\x0epriority_class\x18\x07 \x01(\tB\x08\n\x06prompt\"g\n\x10GenerateResponse\x12!\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x10.tandem.v1.DeltaH\x00\x12\'\n\x08\x66inished\x18\x02 \x01(\x0b\x32\x13.tandem.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"h\n\x05\x44\x65lta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\x12,\n\x0ctop_logprobs\x18\x04 \x03(\x0b\x32\x16.tandem.v1.TopLogprobs\"2\n\x0bTopLogprobs\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x10\n\x08logprobs\x18\x02 \x03(\x02\"\xa1\x01\n\x08\x46inished\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12%\n\x06reason\x18\x02 \x01(\x0e\x32\x15.tandem.v1.ReasonCode\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x04 \x01(\r\x12(\n\x06report\x18\x05 \x01(\x0b\x32\x18.tandem.v1.RequestReport\"\x91\x02\n\rRequestReport\x12\x10\n\x08queue_ms\x18\x01 \x01(\x01\x12\x0f\n\x07ttft_ms\x18\x02 \x01(\x01\x12\x13\n\x0bmean_itl_ms\x18\x03 \x01(\x01\x12\x10\n\x08total_ms\x18\x04 \x01(\x01\x12\x16\n\x0eprefill_worker\x18\x05 \x01(\t\x12\x15\n\rdecode_worker\x18\x06 \x01(\t\x12\x12\n\nprefill_ms\x18\x07 \x01(\x01\x12)\n\x07handoff\x18\x08 \x01(\x0b\x32\x18.tandem.v1.HandoffReport\x12\x15\n\rcached_tokens\x18\t \x01(\r\x12\x31\n\x0bspeculation\x18\n \x01(\x0b\x32\x1c.tandem.v1.SpeculationReport\"\x87\x01\n\rHandoffReport\x12\x10\n\x08kv_bytes\x18\x01 \x01(\x04\x12\x13\n\x0bmamba_bytes\x18\x02 \x01(\x04\x12\x11\n\tmtp_bytes\x18\x03 \x01(\x04\x12\x13\n\x0b\x64\x65scriptors\x18\x04 \x01(\r\x12\x13\n\x0btransfer_ms\x18\x05 \x01(\x01\x12\x12\n\nhandoff_ms\x18\x06 \x01(\x01\"E\n\x11SpeculationReport\x12\r\n\x05steps\x18\x01 \x01(\r\x12\x0f\n\x07\x64rafted\x18\x02 \x03(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x03 \x03(\r\"#\n\rCancelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x1f\n\x0e\x43\x61ncelResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"e\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x18\n\x10max_model_tokens\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x15\n\reos_token_ids\x18\x04 \x03(\r2\xd6\x01\n\tInference\x12\x45\n\x08Generate\x12\x1a.tandem.v1.GenerateRequest\x1a\x1b.tandem.v1.GenerateResponse0\x01\x12=\n\x06\x43\x61ncel\x12\x18.tandem.v1.CancelRequest\x1a\x19.tandem.v1.CancelResponse\x12\x43\n\x08GetModel\x12\x1a.tandem.v1.GetModelRequest\x1a\x1b.tandem.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,27 +35,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENIDS']._serialized_start=78
   _globals['_TOKENIDS']._serialized_end=101
   _globals['_CLIENTSAMPLING']._serialized_start=104
-  _globals['_CLIENTSAMPLING']._serialized_end=366
-  _globals['_GENERATEREQUEST']._serialized_start=369
-  _globals['_GENERATEREQUEST']._serialized_end=579
-  _globals['_GENERATERESPONSE']._serialized_start=581
-  _globals['_GENERATERESPONSE']._serialized_end=684
-  _globals['_DELTA']._serialized_start=686
-  _globals['_DELTA']._serialized_end=744
-  _globals['_FINISHED']._serialized_start=747
-  _globals['_FINISHED']._serialized_end=908
-  _globals['_REQUESTREPORT']._serialized_start=911
-  _globals['_REQUESTREPORT']._serialized_end=1110
-  _globals['_HANDOFFREPORT']._serialized_start=1113
-  _globals['_HANDOFFREPORT']._serialized_end=1248
-  _globals['_CANCELREQUEST']._serialized_start=1250
-  _globals['_CANCELREQUEST']._serialized_end=1285
-  _globals['_CANCELRESPONSE']._serialized_start=1287
-  _globals['_CANCELRESPONSE']._serialized_end=1318
-  _globals['_GETMODELREQUEST']._serialized_start=1320
-  _globals['_GETMODELREQUEST']._serialized_end=1352
-  _globals['_GETMODELRESPONSE']._serialized_start=1354
-  _globals['_GETMODELRESPONSE']._serialized_end=1455
-  _globals['_INFERENCE']._serialized_start=1458
-  _globals['_INFERENCE']._serialized_end=1672
+  _globals['_CLIENTSAMPLING']._serialized_end=617
+  _globals['_GENERATEREQUEST']._serialized_start=620
+  _globals['_GENERATEREQUEST']._serialized_end=830
+  _globals['_GENERATERESPONSE']._serialized_start=832
+  _globals['_GENERATERESPONSE']._serialized_end=935
+  _globals['_DELTA']._serialized_start=937
+  _globals['_DELTA']._serialized_end=1041
+  _globals['_TOPLOGPROBS']._serialized_start=1043
+  _globals['_TOPLOGPROBS']._serialized_end=1093
+  _globals['_FINISHED']._serialized_start=1096
+  _globals['_FINISHED']._serialized_end=1257
+  _globals['_REQUESTREPORT']._serialized_start=1260
+  _globals['_REQUESTREPORT']._serialized_end=1533
+  _globals['_HANDOFFREPORT']._serialized_start=1536
+  _globals['_HANDOFFREPORT']._serialized_end=1671
+  _globals['_SPECULATIONREPORT']._serialized_start=1673
+  _globals['_SPECULATIONREPORT']._serialized_end=1742
+  _globals['_CANCELREQUEST']._serialized_start=1744
+  _globals['_CANCELREQUEST']._serialized_end=1779
+  _globals['_CANCELRESPONSE']._serialized_start=1781
+  _globals['_CANCELRESPONSE']._serialized_end=1812
+  _globals['_GETMODELREQUEST']._serialized_start=1814
+  _globals['_GETMODELREQUEST']._serialized_end=1846
+  _globals['_GETMODELRESPONSE']._serialized_start=1848
+  _globals['_GETMODELRESPONSE']._serialized_end=1949
+  _globals['_INFERENCE']._serialized_start=1952
+  _globals['_INFERENCE']._serialized_end=2166
 # @@protoc_insertion_point(module_scope)

@@ -52,6 +52,10 @@ class Script:
     def token(self, index: int) -> int:
         return self.answer[index % len(self.answer)]
 
+    def alternative(self, index: int, rank: int) -> int:
+        """The token that is `rank` places less likely than the one at `index`, which is best."""
+        return self.token(index) if rank == 0 else (self.token(index) + rank) % self.vocab_size
+
     def end_reason(self, item: worker_pb2.WorkItem, index: int) -> common_pb2.ReasonCode.ValueType:
         """Why the answer ends with the token at `index`; REASON_UNSPECIFIED when it does not."""
         if self.token(index) in item.sampling.stop_token_ids:
@@ -169,6 +173,7 @@ class FakeSession:
             self._send_end(cancel.handle, common_pb2.REASON_CANCELLED)
 
     def _send_tokens(self, jobs: list[Job]) -> None:
+        script = self._script
         counts = [
             min(self._script.tokens_per_step, job.item.sampling.max_tokens - job.next_index)
             if job.next_index
@@ -180,6 +185,14 @@ class FakeSession:
             for job, count in zip(jobs, counts, strict=True)
             for index in range(job.next_index, job.next_index + count)
         ]
+        tops = [
+            job.item.sampling.top_logprobs
+            for job, count in zip(jobs, counts, strict=True)
+            for _ in range(count)
+        ]
+        places = [
+            (index, rank) for index, top in zip(indexes, tops, strict=True) for rank in range(top)
+        ]
         self._send(
             tokens=worker_pb2.TokenBatch(
                 handles=[job.item.handle for job in jobs],
@@ -187,6 +200,9 @@ class FakeSession:
                 counts=counts,
                 token_ids=[self._script.token(index) for index in indexes],
                 logprobs=[-0.25 * (index + 1) for index in indexes],
+                top_counts=tops if any(tops) else (),
+                top_token_ids=[script.alternative(index, rank) for index, rank in places],
+                top_logprobs=[-0.25 * (index + 1) - rank for index, rank in places],
             )
         )
         for job, count in zip(jobs, counts, strict=True):

@@ -113,6 +113,21 @@ async def test_the_whole_answer_ends_at_the_stop_token_and_hides_it(
     assert finished.reason == common_pb2.REASON_STOP_TOKEN
 
 
+async def test_alternatives_come_with_each_token(start_router: StartRouter) -> None:
+    router = await start_router()
+    sampling = Sampling(max_tokens=3, logprobs=True, top_logprobs=2, min_p=0.5)
+    deltas = [
+        response.delta
+        async for response in router.inference.Generate(text_request(sampling=sampling))
+        if response.HasField("delta")
+    ]
+    ids = [token_id for delta in deltas for token_id in delta.token_ids]
+    tops = [top for delta in deltas for top in delta.top_logprobs]
+    assert [list(top.logprobs) for top in tops] == [[-0.25, -1.25], [-0.5, -1.5], [-0.75, -1.75]]
+    assert [top.token_ids[0] for top in tops] == ids
+    assert router.script.prefills[0].item.sampling.min_p == 0.5
+
+
 async def test_one_token_frees_the_reservation_of_decode(start_router: StartRouter) -> None:
     router = await start_router()
     request = text_request(sampling=Sampling(max_tokens=1))

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 
+from protos.tandem.v1 import common_pb2
 from tests.integration.router.conftest import Running, StartRouter
 from tests.unit.router.tiny_model import MAX_MODEL_TOKENS, VOCAB_SIZE
 
@@ -100,6 +101,146 @@ async def test_logprobs_of_chosen_tokens_are_reported(
     assert bytes(content[0]["bytes"]).decode() == content[0]["token"]
 
 
+async def test_alternatives_come_with_logprobs(
+    start_router: StartRouter, client: aiohttp.ClientSession
+) -> None:
+    router = await start_router()
+    body: dict[str, object] = {"prompt": "x", "max_tokens": 2, "logprobs": 2}
+    async with client.post(f"{router.http}/v1/completions", json=body) as response:
+        logprobs = (await response.json())["choices"][0]["logprobs"]
+    assert [list(top.values()) for top in logprobs["top_logprobs"]] == [
+        [-0.25, -1.25],
+        [-0.5, -1.5],
+    ]
+    assert [next(iter(top)) for top in logprobs["top_logprobs"]] == logprobs["tokens"]
+    body = {
+        "messages": [{"role": "user", "content": "x"}],
+        "max_tokens": 2,
+        "logprobs": True,
+        "top_logprobs": 3,
+    }
+    async with client.post(f"{router.http}/v1/chat/completions", json=body) as response:
+        content = (await response.json())["choices"][0]["logprobs"]["content"]
+    for entry in content:
+        values = [entry["logprob"] - rank for rank in range(3)]
+        assert [other["logprob"] for other in entry["top_logprobs"]] == values
+        assert entry["top_logprobs"][0]["token"] == entry["token"]
+
+
+async def test_n_choices_are_answered_whole(
+    start_router: StartRouter, client: aiohttp.ClientSession
+) -> None:
+    router = await start_router()
+    body = {"prompt": "x", "max_tokens": 4, "n": 3, "seed": 5}
+    headers = {"x-tandem-report": "1"}
+    async with client.post(f"{router.http}/v1/completions", json=body, headers=headers) as response:
+        answer = await response.json()
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
+    assert {choice["text"] for choice in answer["choices"]} == {
+        router.tokenizer.decode([router.script.token(i) for i in range(4)])
+    }
+    assert answer["usage"]["completion_tokens"] == 12
+    assert answer["usage"]["prompt_tokens"] == 1
+    assert len(answer["tandem"]) == 3
+    seeds = {prefill.item.sampling.seed for prefill in router.script.prefills}
+    assert len(seeds) == 3
+    assert 5 in seeds
+
+
+async def test_n_choices_are_streamed_with_their_index(
+    start_router: StartRouter, client: aiohttp.ClientSession
+) -> None:
+    router = await start_router()
+    body = {
+        "messages": [{"role": "user", "content": "x"}],
+        "max_tokens": 20,
+        "n": 2,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    async with client.post(f"{router.http}/v1/chat/completions", json=body) as response:
+        *events, done = await events_of(response)
+    assert done == "[DONE]"
+    *pieces, usage = [json.loads(event) for event in events]
+    expected = router.tokenizer.decode([router.script.token(i) for i in range(20)])
+    for index in range(2):
+        own = [p["choices"][0] for p in pieces if p["choices"][0]["index"] == index]
+        assert own[0]["delta"] == {"role": "assistant", "content": ""}
+        assert "".join(piece["delta"].get("content", "") for piece in own) == expected
+        assert [piece["finish_reason"] for piece in own[:-1]] == [None] * (len(own) - 1)
+        assert own[-1]["finish_reason"] == "length"
+    assert usage["usage"]["completion_tokens"] == 40
+
+
+async def test_a_client_that_leaves_ends_all_its_choices(
+    start_router: StartRouter, client: aiohttp.ClientSession
+) -> None:
+    router = await start_router(pause_after=5)
+    body = {"prompt": "x", "max_tokens": 50, "stream": True, "n": 2}
+    async with client.post(f"{router.http}/v1/completions", json=body) as response:
+        await asyncio.wait_for(router.script.paused.wait(), TIMEOUT_S)
+        response.close()
+    cancelled: set[int] = set()
+    while len(cancelled) < 2:
+        _, handle = await asyncio.wait_for(router.script.cancels.get(), TIMEOUT_S)
+        cancelled.add(handle)
+
+
+@pytest.mark.parametrize(
+    ("path", "form", "grammar"),
+    [
+        ("chat/completions", {"response_format": {"type": "text"}}, None),
+        (
+            "chat/completions",
+            {"response_format": {"type": "json_object"}},
+            common_pb2.Grammar(json_object=True),
+        ),
+        (
+            "chat/completions",
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "n", "schema": {"type": "null"}, "strict": True},
+                }
+            },
+            common_pb2.Grammar(json_schema='{"type": "null"}'),
+        ),
+        ("completions", {"structured_outputs": {"regex": "a+"}}, common_pb2.Grammar(regex="a+")),
+        (
+            "completions",
+            {"structured_outputs": {"choice": ["a.b", "c"]}},
+            common_pb2.Grammar(regex=r"(a\.b|c)"),
+        ),
+        (
+            "completions",
+            {"structured_outputs": {"json": {"type": "null"}}},
+            common_pb2.Grammar(json_schema='{"type": "null"}'),
+        ),
+    ],
+)
+async def test_the_form_of_an_answer_reaches_the_worker(
+    start_router: StartRouter,
+    client: aiohttp.ClientSession,
+    path: str,
+    form: dict[str, object],
+    grammar: common_pb2.Grammar | None,
+) -> None:
+    router = await start_router()
+    prompt = (
+        {"messages": [{"role": "user", "content": "x"}]}
+        if path.startswith("chat")
+        else {"prompt": "x"}
+    )
+    body = {**prompt, **form, "max_tokens": 1, "min_p": 0.5, "repetition_penalty": 1.5, "top_k": 3}
+    async with client.post(f"{router.http}/v1/{path}", json=body) as response:
+        assert response.status == 200
+    sampling = router.script.prefills[0].item.sampling
+    assert sampling.HasField("grammar") == (grammar is not None)
+    if grammar is not None:
+        assert sampling.grammar == grammar
+    assert (sampling.min_p, sampling.repetition_penalty, sampling.top_k) == (0.5, 1.5, 3)
+
+
 async def test_a_client_that_leaves_frees_the_worker(
     start_router: StartRouter, client: aiohttp.ClientSession
 ) -> None:
@@ -166,8 +307,26 @@ async def test_a_worker_lost_later_is_an_error_in_the_stream(
         ("completions", {"prompt": "x", "top_p": 0}, "top_p"),
         ("completions", {"prompt": "x", "max_tokens": 0}, "max_tokens"),
         ("completions", {"prompt": "x", "max_tokens": 10_000}, "max_tokens"),
-        ("completions", {"prompt": "x", "n": 2}, "n"),
-        ("completions", {"prompt": "x", "logprobs": 5}, "logprobs"),
+        ("completions", {"prompt": "x", "n": 17}, "n"),
+        ("completions", {"prompt": "x", "n": 2, "best_of": 3}, "best_of"),
+        ("completions", {"prompt": "x", "logprobs": 21}, "logprobs"),
+        ("completions", {"prompt": "x", "presence_penalty": 3}, "presence_penalty"),
+        ("completions", {"prompt": "x", "structured_outputs": {"regex": ""}}, "structured_outputs"),
+        (
+            "completions",
+            {"prompt": "x", "structured_outputs": {"regex": "a", "json": {}}},
+            "structured_outputs",
+        ),
+        (
+            "completions",
+            {
+                "prompt": "x",
+                "structured_outputs": {"regex": "a"},
+                "response_format": {"type": "json_object"},
+            },
+            "structured_outputs",
+        ),
+        ("completions", {"prompt": "x", "guided_regex": "a"}, "guided_regex"),
         ("completions", {"prompt": "x", "echo": True}, "echo"),
         ("completions", {"prompt": "x", "seed": 1 << 70}, "seed"),
         ("completions", {"prompt": "x", "stop": [""]}, "stop"),
@@ -179,9 +338,14 @@ async def test_a_worker_lost_later_is_an_error_in_the_stream(
             "chat/completions",
             {
                 "messages": [{"role": "user", "content": "x"}],
-                "response_format": {"type": "json_object"},
+                "response_format": {"type": "xml"},
             },
-            "response_format.type",
+            "response_format",
+        ),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": "x"}], "top_logprobs": 2},
+            "top_logprobs",
         ),
     ],
 )

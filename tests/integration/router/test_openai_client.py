@@ -86,3 +86,29 @@ async def test_it_is_told_what_is_wrong(client: openai.AsyncOpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as error:
         await client.completions.create(model="other", prompt="x")
     assert error.value.code == "model_not_found"
+
+
+async def test_it_reads_several_choices_with_alternatives(
+    router: Running, client: openai.AsyncOpenAI
+) -> None:
+    answer = await client.chat.completions.create(
+        model="tiny",
+        messages=[{"role": "user", "content": "Speak!"}],
+        max_completion_tokens=5,
+        n=3,
+        logprobs=True,
+        top_logprobs=2,
+        presence_penalty=0.5,
+        frequency_penalty=-0.5,
+        response_format={"type": "json_object"},
+        extra_body={"min_p": 0.1, "repetition_penalty": 1.1},
+    )
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    for choice in answer.choices:
+        assert choice.message.content == expected(router, 5)
+        assert choice.logprobs is not None
+        assert choice.logprobs.content is not None
+        assert [len(token.top_logprobs) for token in choice.logprobs.content] == [2] * 5
+    sampling = router.script.prefills[0].item.sampling
+    assert (sampling.presence_penalty, sampling.frequency_penalty) == (0.5, -0.5)
+    assert sampling.grammar.json_object

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,8 +13,9 @@ from router.config import PriorityClass
 from router.core.reasons import WELL, reason_name
 from router.errors import RequestError, presentation
 from router.requests import ClientRequest, GenerationRequest
-from router.text.text_model import GenerationDefaults
+from router.text.text_model import GenerationDefaults, load_text_model
 from router.validation import ServedModel, validate
+from tests.unit.router.tiny_model import write_tiny_model
 
 MODEL = ServedModel(
     name="tiny",
@@ -35,6 +37,8 @@ async def test_what_is_left_out_takes_the_defaults() -> None:
     sampling = request.sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.5, 1.0, 7)
     assert list(sampling.stop_token_ids) == [2]
+    assert (sampling.min_p, sampling.repetition_penalty) == (0.0, 1.0)
+    assert (sampling.presence_penalty, sampling.frequency_penalty) == (0.0, 0.0)
     assert sampling.max_tokens == 17
     assert (request.class_rank, request.deadline_ms) == (0, None)
     other = await check()
@@ -50,6 +54,12 @@ async def test_what_is_stated_is_kept() -> None:
         temperature=0.0,
         top_p=0.25,
         top_k=0,
+        min_p=0.5,
+        repetition_penalty=2.0,
+        presence_penalty=-2.0,
+        frequency_penalty=1.0,
+        logprobs=True,
+        top_logprobs=20,
         seed=-1,
         stop_token_ids=(9,),
         ignore_eos=True,
@@ -59,6 +69,9 @@ async def test_what_is_stated_is_kept() -> None:
     sampling = request.sampling
     assert request.request_id == "mine"
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p) == (17, 0.0, 0.25)
+    assert (sampling.min_p, sampling.repetition_penalty) == (0.5, 2.0)
+    assert (sampling.presence_penalty, sampling.frequency_penalty) == (-2.0, 1.0)
+    assert (sampling.logprobs, sampling.top_logprobs) == (True, 20)
     assert sampling.seed == 2**64 - 1
     assert list(sampling.stop_token_ids) == [9]
     assert (request.class_rank, request.deadline_ms) == (1, 50)
@@ -84,6 +97,22 @@ async def test_the_front_end_may_have_its_own_default_length() -> None:
         ({"temperature": float("nan")}, "temperature", common_pb2.REASON_INVALID_ARGUMENT),
         ({"top_p": 1.1}, "top_p", common_pb2.REASON_INVALID_ARGUMENT),
         ({"top_k": -1}, "top_k", common_pb2.REASON_INVALID_ARGUMENT),
+        ({"min_p": 1.1}, "min_p", common_pb2.REASON_INVALID_ARGUMENT),
+        ({"min_p": float("nan")}, "min_p", common_pb2.REASON_INVALID_ARGUMENT),
+        ({"repetition_penalty": 0.0}, "repetition_penalty", common_pb2.REASON_INVALID_ARGUMENT),
+        ({"presence_penalty": 2.1}, "presence_penalty", common_pb2.REASON_INVALID_ARGUMENT),
+        ({"frequency_penalty": -2.1}, "frequency_penalty", common_pb2.REASON_INVALID_ARGUMENT),
+        (
+            {"logprobs": True, "top_logprobs": 21},
+            "top_logprobs",
+            common_pb2.REASON_INVALID_ARGUMENT,
+        ),
+        ({"top_logprobs": 1}, "top_logprobs", common_pb2.REASON_INVALID_ARGUMENT),
+        (
+            {"grammar": common_pb2.Grammar(json_object=True)},
+            "grammar",
+            common_pb2.REASON_INVALID_ARGUMENT,
+        ),
         ({"seed": 2**64}, "seed", common_pb2.REASON_INVALID_ARGUMENT),
         ({"stop": ["x"] * 17}, "stop", common_pb2.REASON_INVALID_ARGUMENT),
         ({"stop": ["x"]}, "stop", common_pb2.REASON_INVALID_ARGUMENT),
@@ -100,6 +129,54 @@ async def test_what_is_wrong_is_named(
         await check(**fields)
     assert (error.value.field, error.value.reason) == (field, reason)
     assert error.value.message.startswith(f"{field}: ")
+
+
+def with_text(tmp_path: Path) -> ServedModel:
+    return replace(MODEL, text=load_text_model(write_tiny_model(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        common_pb2.Grammar(json_object=True),
+        common_pb2.Grammar(regex="a|b"),
+        common_pb2.Grammar(json_schema='{"type": "null"}'),
+    ],
+)
+async def test_the_form_of_an_answer_is_passed_on(
+    tmp_path: Path, grammar: common_pb2.Grammar
+) -> None:
+    request = await check(with_text(tmp_path), grammar=grammar)
+    assert request.sampling.grammar == grammar
+    assert not (await check()).sampling.HasField("grammar")
+
+
+@pytest.mark.parametrize(
+    ("grammar", "message"),
+    [
+        (common_pb2.Grammar(), "says no form"),
+        (common_pb2.Grammar(json_object=False), "says no form"),
+        (common_pb2.Grammar(regex=""), "0 characters"),
+        (common_pb2.Grammar(regex="a" * 5000), "5000 characters; use 1 to 4096"),
+        (common_pb2.Grammar(json_schema="{"), "is not JSON"),
+        (common_pb2.Grammar(json_schema="[" * 20_000), "is not JSON"),
+        (common_pb2.Grammar(json_schema="[]"), "is a list; give an object"),
+        (common_pb2.Grammar(json_schema=" " * 70_000), "70000 characters"),
+    ],
+)
+async def test_a_form_that_nobody_could_follow_is_refused(
+    tmp_path: Path, grammar: common_pb2.Grammar, message: str
+) -> None:
+    with pytest.raises(RequestError, match=message) as error:
+        await check(with_text(tmp_path), grammar=grammar, grammar_field="response_format")
+    assert error.value.field == "response_format"
+
+
+async def test_a_form_needs_a_stop_token_to_end_with(tmp_path: Path) -> None:
+    model, grammar = with_text(tmp_path), common_pb2.Grammar(json_object=True)
+    with pytest.raises(RequestError, match="leave ignore_eos out"):
+        await check(model, grammar=grammar, ignore_eos=True)
+    await check(model, grammar=grammar, ignore_eos=True, stop_token_ids=(3,))
 
 
 async def test_limits_that_are_not_known_are_not_checked() -> None:

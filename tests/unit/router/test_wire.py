@@ -15,6 +15,7 @@ from router.core.events import (
     TokensArrived,
 )
 from router.core.instructions import SendPrefill, SendReserve
+from router.core.tokens import TokenLogprob
 from router.requests import GenerationRequest
 from router.wire import ProtocolError, command_for, events_of
 
@@ -49,11 +50,51 @@ def test_one_message_of_a_step_is_unpacked_in_order() -> None:
         worker_pb2.TokenBatch(
             handles=[1], first_indexes=[0], counts=[2], token_ids=[5, 6], logprobs=[0.5]
         ),
+        worker_pb2.TokenBatch(
+            handles=[1],
+            first_indexes=[0],
+            counts=[1],
+            token_ids=[5],
+            logprobs=[0.5],
+            top_counts=[2],
+            top_token_ids=[1],
+            top_logprobs=[0.5],
+        ),
+        worker_pb2.TokenBatch(
+            handles=[1],
+            first_indexes=[0],
+            counts=[2],
+            token_ids=[5, 6],
+            logprobs=[0.5, 0.5],
+            top_counts=[1],
+            top_token_ids=[1],
+            top_logprobs=[0.5],
+        ),
     ],
 )
 def test_columns_that_do_not_fit_are_refused(batch: worker_pb2.TokenBatch) -> None:
     with pytest.raises(ProtocolError):
         list(events_of("w", worker_pb2.SessionEvents(tokens=batch)))
+
+
+def test_alternatives_go_to_the_tokens_they_belong_to() -> None:
+    batch = worker_pb2.TokenBatch(
+        handles=[7, 8],
+        first_indexes=[1, 0],
+        counts=[2, 1],
+        token_ids=[5, 6, 9],
+        logprobs=[-1.0, -2.0, -3.0],
+        top_counts=[1, 0, 2],
+        top_token_ids=[4, 9, 3],
+        top_logprobs=[-0.5, -3.0, -4.0],
+    )
+    (event,) = events_of("w", worker_pb2.SessionEvents(tokens=batch))
+    assert isinstance(event, TokensArrived)
+    assert event.logprobs == [
+        TokenLogprob(-1.0, ((4, -0.5),)),
+        TokenLogprob(-2.0),
+        TokenLogprob(-3.0, ((9, -3.0), (3, -4.0))),
+    ]
 
 
 def test_commands_carry_what_a_worker_must_know() -> None:

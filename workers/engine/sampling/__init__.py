@@ -1,0 +1,1 @@
+"""From logits to tokens: penalties, filters, grammars, draws, and the check of draft tokens."""
