@@ -27,7 +27,9 @@ class WorkerConfig:
     block_tokens: int = 16  # tokens in one KV block
     kv_tokens: int = 65536  # tokens of KV that the worker has memory for
     max_requests: int = 32  # requests it holds at once, each with one Mamba state slot
-    prefill_chunk_tokens: int = 512  # most prompt tokens in one engine step
+    max_checkpoints: int = 64  # cached prefixes, each with a state slot of its own; 0 caches none
+    step_tokens: int = 512  # most tokens in one engine step, decode windows and prompts together
+    checkpoint_tokens: int = 256  # prefixes are cached at multiples of this and at prompts' ends
     threads: int = 1  # of torch, on CPU
     handoff_timeout_s: float = 30.0  # a transfer that takes longer is given up
     handoff_lease_s: float = 600.0  # a reservation whose state does not come is given up
@@ -39,7 +41,7 @@ class WorkerConfig:
     tpa: int = 1
     ep: int = 1
     tpf: int = 1
-    draft_tokens: int = 0
+    draft_tokens: int | Literal["auto"] = "auto"
     trace: TraceConfig = field(default_factory=TraceConfig)
 
     @property

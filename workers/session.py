@@ -9,7 +9,15 @@ from __future__ import annotations
 import asyncio
 
 from protos.tandem.v1 import common_pb2, worker_pb2
-from workers.engine.commands import Cancel, Command, Prefill, Reserve, Sampling, WorkItem
+from workers.engine.commands import (
+    Cancel,
+    Command,
+    Grammar,
+    Prefill,
+    Reserve,
+    Sampling,
+    WorkItem,
+)
 from workers.engine.events import Credits, Ended, PrefillDone, Reserved, StateArrived, TokenRow
 
 SessionEvent = Reserved | PrefillDone | StateArrived | Ended
@@ -20,15 +28,33 @@ class ProtocolError(Exception):
 
 
 def sampling_from_message(message: common_pb2.SamplingParams) -> Sampling:
+    penalty = message.repetition_penalty if message.HasField("repetition_penalty") else 1.0
     return Sampling(
         max_tokens=message.max_tokens,
         temperature=message.temperature,
         top_p=message.top_p,
         top_k=message.top_k,
+        min_p=message.min_p,
+        repetition_penalty=penalty,
+        presence_penalty=message.presence_penalty,
+        frequency_penalty=message.frequency_penalty,
         seed=message.seed,
         stop_token_ids=frozenset(message.stop_token_ids),
         logprobs=message.logprobs,
+        top_logprobs=message.top_logprobs,
+        grammar=_grammar_from_message(message.grammar),
     )
+
+
+def _grammar_from_message(message: common_pb2.Grammar) -> Grammar | None:
+    match message.WhichOneof("kind"):
+        case "json_schema":
+            return Grammar("json_schema", message.json_schema)
+        case "regex":
+            return Grammar("regex", message.regex)
+        case "json_object" if message.json_object:
+            return Grammar("json_object")
+    return None
 
 
 class RouterSession:
@@ -59,7 +85,8 @@ class RouterSession:
         """
         match message.WhichOneof("command"):
             case "reserve":
-                return Reserve(self._open(message.reserve.item))
+                reserve = message.reserve
+                return Reserve(self._open(reserve.item), tuple(reserve.token_ids))
             case "prefill":
                 prefill = message.prefill
                 ticket = prefill.ticket if prefill.HasField("ticket") else None
@@ -84,6 +111,7 @@ class RouterSession:
             sampling=sampling_from_message(item.sampling),
             prompt_tokens=item.prompt_tokens,
             traceparent=item.traceparent,
+            priority=item.priority,
         )
 
     def _close(self, key: int) -> int:
@@ -99,15 +127,22 @@ class RouterSession:
 
     def add_tokens(self, row: TokenRow) -> None:
         batch = self._pending.tokens
+        before = len(batch.token_ids)
         batch.handles.append(self._handle_of[row.key])
         batch.first_indexes.append(row.first_index)
-        batch.counts.append(len(row.token_ids))
-        if row.logprobs is not None or batch.logprobs:
-            # The column is all or nothing: rows before the first that asked get zeros.
-            missing = len(batch.token_ids) - len(batch.logprobs)
-            batch.logprobs.extend([0.0] * missing)
-            batch.logprobs.extend(row.logprobs or [0.0] * len(row.token_ids))
-        batch.token_ids.extend(row.token_ids)
+        batch.counts.append(len(row.chosen))
+        batch.token_ids.extend(choice.token_id for choice in row.chosen)
+        # Columns are all or nothing: tokens before the first that asked get zeros.
+        if batch.logprobs or any(choice.logprob is not None for choice in row.chosen):
+            batch.logprobs.extend([0.0] * (before - len(batch.logprobs)))
+            batch.logprobs.extend(choice.logprob or 0.0 for choice in row.chosen)
+        if batch.top_counts or any(choice.top for choice in row.chosen):
+            batch.top_counts.extend([0] * (before - len(batch.top_counts)))
+            for choice in row.chosen:
+                batch.top_counts.append(len(choice.top))
+                for token_id, logprob in choice.top:
+                    batch.top_token_ids.append(token_id)
+                    batch.top_logprobs.append(logprob)
         self._has_pending.set()
 
     def add(self, event: SessionEvent) -> None:
@@ -115,15 +150,23 @@ class RouterSession:
         match event:
             case Reserved(key, ticket):
                 self._pending.reserved.add(handle=self._handle_of[key], ticket=ticket)
-            case PrefillDone(key, prefill_ms, handoff):
+            case PrefillDone(key, prefill_ms, handoff, cached_tokens):
                 handle = self._handle_of[key] if handoff is None else self._close(key)
                 self._pending.prefill_done.add(
-                    handle=handle, prefill_ms=prefill_ms, handoff=handoff
+                    handle=handle,
+                    prefill_ms=prefill_ms,
+                    handoff=handoff,
+                    cached_tokens=cached_tokens,
                 )
             case StateArrived(key):
                 self._pending.state_arrived.add(handle=self._handle_of[key])
-            case Ended(key, reason, detail):
-                self._pending.ended.add(handle=self._close(key), reason=reason, detail=detail)
+            case Ended(key, reason, detail, speculation):
+                self._pending.ended.add(
+                    handle=self._close(key),
+                    reason=reason,
+                    detail=detail,
+                    speculation=speculation,
+                )
         self._has_pending.set()
 
     async def next_message(self) -> worker_pb2.SessionEvents:

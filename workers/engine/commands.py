@@ -3,22 +3,60 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from protos.tandem.v1.common_pb2 import ReasonCode
 from protos.tandem.v1.handoff_pb2 import HandoffTicket
 
 
 @dataclass(frozen=True, slots=True)
+class Grammar:
+    """What the text of an answer must be: a JSON value of a schema, any JSON object, or a string
+    that a regular expression matches as a whole. `text` is the schema or the expression."""
+
+    kind: Literal["json_schema", "json_object", "regex"]
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the tokens of one request are chosen; temperature 0 is greedy, top_k 0 keeps all."""
+    """How the tokens of one request are chosen; the defaults change nothing.
+
+    temperature: 0 is greedy.
+    top_p, top_k (0 keeps all), min_p: which tokens may be sampled.
+    repetition_penalty: for tokens of prompt and answer; 1 is none.
+    presence_penalty, frequency_penalty: for tokens of the answer; 0 is none.
+    stop_token_ids: end-of-sequence ids included, unless the client ignores them.
+    top_logprobs: this many alternatives with each token; needs `logprobs`.
+    """
 
     max_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     seed: int = 0
     stop_token_ids: frozenset[int] = frozenset()
     logprobs: bool = False
+    top_logprobs: int = 0
+    grammar: Grammar | None = None
+
+    @property
+    def penalised(self) -> bool:
+        """Whether the tokens so far change the logits of the next one."""
+        return (
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+        )
+
+    @property
+    def plain(self) -> bool:
+        """Whether the most likely token under the model is the one to take."""
+        return self.temperature <= 0.0 and not self.penalised and self.grammar is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +68,18 @@ class WorkItem:
     sampling: Sampling
     prompt_tokens: int
     traceparent: str = ""
+    priority: int = 0  # 0 is the strictest class
 
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """Set memory aside for a request whose state another worker will send."""
+    """Set memory aside for a request whose state another worker will send.
+
+    The prompt comes along for penalties, and to read it here if the request has to give way.
+    """
 
     item: WorkItem
+    token_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

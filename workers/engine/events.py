@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from protos.tandem.v1.common_pb2 import ReasonCode
 from protos.tandem.v1.handoff_pb2 import HandoffTicket
-from protos.tandem.v1.inference_pb2 import HandoffReport
+from protos.tandem.v1.inference_pb2 import HandoffReport, SpeculationReport
+from workers.engine.sampling.logprobs import Chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,8 +16,7 @@ class TokenRow:
 
     key: int
     first_index: int
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...] | None
+    chosen: tuple[Chosen, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class PrefillDone:
     key: int
     prefill_ms: float
     handoff: HandoffReport | None  # None when the prompt was read where it is decoded
+    cached_tokens: int = 0  # prompt tokens that a cached prefix spared
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Ended:
     key: int
     reason: ReasonCode.ValueType
     detail: str = ""
+    speculation: SpeculationReport | None = None  # None when nothing was decoded here
 
 
 @dataclass(frozen=True, slots=True)

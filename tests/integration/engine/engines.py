@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from protos.tandem.v1.common_pb2 import ReasonCode
 from workers.config import WorkerConfig
@@ -25,7 +26,10 @@ def load(
     *,
     kv_tokens: int = 8192,
     max_requests: int = 8,
-    prefill_chunk_tokens: int = 64,
+    step_tokens: int = 64,
+    checkpoint_tokens: int = 32,
+    max_checkpoints: int = 16,
+    draft_tokens: int | Literal["auto"] = 0,
 ) -> NativeEngine:
     config = WorkerConfig(
         worker_id=f"{role}-test",
@@ -34,7 +38,10 @@ def load(
         model_name="reference",
         kv_tokens=kv_tokens,
         max_requests=max_requests,
-        prefill_chunk_tokens=prefill_chunk_tokens,
+        step_tokens=step_tokens,
+        checkpoint_tokens=checkpoint_tokens,
+        max_checkpoints=max_checkpoints,
+        draft_tokens=draft_tokens,
     )
     return load_native_engine(config, start_tracing("test", TraceConfig())).engine
 
@@ -57,8 +64,10 @@ class Record:
     def add(self, events: StepEvents) -> None:
         for row in events.tokens:
             assert row.first_index == len(self.tokens[row.key]), "tokens in order, none twice"
-            self.tokens[row.key].extend(row.token_ids)
-            self.logprobs[row.key].extend(row.logprobs or ())
+            self.tokens[row.key].extend(choice.token_id for choice in row.chosen)
+            self.logprobs[row.key].extend(
+                choice.logprob for choice in row.chosen if choice.logprob is not None
+            )
         for reserved in events.reserved:
             self.reserved[reserved.key] = reserved
         for done in events.prefill_done:
@@ -91,15 +100,14 @@ def run_disaggregated(
     from_prefill, from_decode, client = Record(), Record(), Record()
     started: set[int] = set()
     for key, prompt in enumerate(prompts):
-        decode.handle(Reserve(item(key, prompt, sampling)))
+        decode.handle(Reserve(item(key, prompt, sampling), tuple(prompt)))
     for _ in range(MAX_STEPS):
         done = from_prefill.ended.keys() | from_decode.ended.keys()
         if len(done) == len(prompts):
             return from_prefill, from_decode, client
         for events, own in ((prefill.step(), from_prefill), (decode.step(), from_decode)):
             for row in events.tokens:
-                client.tokens[row.key].extend(row.token_ids)
-                client.logprobs[row.key].extend(row.logprobs or ())
+                client.tokens[row.key].extend(choice.token_id for choice in row.chosen)
             events.tokens = []
             own.add(events)
         for key in from_decode.reserved.keys() - started:

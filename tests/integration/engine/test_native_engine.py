@@ -173,7 +173,7 @@ def test_cancel_frees_both_sides_of_a_hand_off_at_every_stage(
     prefill: NativeEngine, decode: NativeEngine, prompts: list[list[int]], prefill_steps: int
 ) -> None:
     prompt, both = prompts[-1], (Record(), Record())
-    decode.handle(Reserve(item(0, prompt, _GREEDY)))
+    decode.handle(Reserve(item(0, prompt, _GREEDY), tuple(prompt)))
     both[1].add(decode.step())
     ticket = both[1].reserved[0].ticket
     prefill.handle(Prefill(item(0, prompt, _GREEDY), tuple(prompt), ticket))
@@ -200,7 +200,7 @@ def test_more_than_fits_is_refused_and_harms_nobody(
     record = Record()
     record.add(engine.step())
     assert record.reason(100) == REASON_OUT_OF_CAPACITY
-    assert "KV blocks" in record.ended[100].detail
+    assert "412 tokens needed" in record.ended[100].detail
     assert run_colocated(engine, prompts[:2], _GREEDY).tokens[1] == expected[1]
     engine.close()
 
@@ -216,7 +216,7 @@ def test_state_of_another_model_is_refused_and_both_sides_free_it(
     write_reference(tmp_path, Shape(pattern="ME*M-"), seed=12)
     other = load(tmp_path, "prefill")
     from_decode = Record()
-    decode.handle(Reserve(item(0, prompts[2], _GREEDY)))
+    decode.handle(Reserve(item(0, prompts[2], _GREEDY), tuple(prompts[2])))
     from_decode.add(decode.step())
     ticket = from_decode.reserved[0].ticket
     from_prefill = Record()

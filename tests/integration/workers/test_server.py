@@ -134,7 +134,8 @@ async def test_a_router_that_goes_away_frees_what_its_requests_held(
     client = _Client(worker.address)
     await client.send(SessionCommand(hello=Hello(router_id="r")))
     sampling = SamplingParams(max_tokens=100, top_p=1.0)
-    reserve = Reserve(item=WorkItem(handle=1, prompt_tokens=100, sampling=sampling))
+    item = WorkItem(handle=1, prompt_tokens=100, sampling=sampling)
+    reserve = Reserve(item=item, token_ids=[5] * 100)
     await client.send(SessionCommand(reserve=reserve))
     while not (await client.read()).reserved:
         pass

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from protos.tandem.v1.common_pb2 import REASON_CANCELLED, REASON_LENGTH, SamplingParams
+from protos.tandem.v1.common_pb2 import (
+    REASON_CANCELLED,
+    REASON_LENGTH,
+    Grammar,
+    SamplingParams,
+)
 from protos.tandem.v1.handoff_pb2 import HandoffTicket
 from protos.tandem.v1.inference_pb2 import HandoffReport
 from protos.tandem.v1.worker_pb2 import (
@@ -17,7 +22,8 @@ from protos.tandem.v1.worker_pb2 import (
 )
 from workers.engine import commands
 from workers.engine.events import Credits, Ended, PrefillDone, Reserved, StateArrived, TokenRow
-from workers.session import ProtocolError, RouterSession
+from workers.engine.sampling.logprobs import Chosen
+from workers.session import ProtocolError, RouterSession, sampling_from_message
 
 
 def _item(handle: int) -> WorkItem:
@@ -71,6 +77,45 @@ async def test_a_prefill_without_a_ticket_has_none(session: RouterSession) -> No
     assert command.item.sampling.stop_token_ids == frozenset({2})
 
 
+def test_all_of_a_requests_sampling_reaches_the_engine() -> None:
+    message = SamplingParams(
+        max_tokens=5,
+        temperature=0.5,
+        top_p=0.25,
+        top_k=7,
+        min_p=0.125,
+        repetition_penalty=1.5,
+        presence_penalty=-1.0,
+        frequency_penalty=2.0,
+        seed=9,
+        stop_token_ids=[2, 4],
+        logprobs=True,
+        top_logprobs=3,
+        grammar=Grammar(regex="a+"),
+    )
+    assert sampling_from_message(message) == commands.Sampling(
+        max_tokens=5,
+        temperature=0.5,
+        top_p=0.25,
+        top_k=7,
+        min_p=0.125,
+        repetition_penalty=1.5,
+        presence_penalty=-1.0,
+        frequency_penalty=2.0,
+        seed=9,
+        stop_token_ids=frozenset({2, 4}),
+        logprobs=True,
+        top_logprobs=3,
+        grammar=commands.Grammar("regex", "a+"),
+    )
+    assert sampling_from_message(SamplingParams(max_tokens=5, top_p=1.0)) == commands.Sampling(5)
+    for shape, grammar in (
+        (Grammar(json_object=True), commands.Grammar("json_object")),
+        (Grammar(json_schema="{}"), commands.Grammar("json_schema", "{}")),
+    ):
+        assert sampling_from_message(SamplingParams(grammar=shape)).grammar == grammar
+
+
 async def test_a_handle_in_use_is_refused_and_one_that_ended_may_come_again(
     session: RouterSession,
 ) -> None:
@@ -98,10 +143,12 @@ async def test_events_of_several_steps_are_merged_into_one_message(session: Rout
     session.add_credits(Credits(4, 100, 200))
     session.add_credits(Credits(3, 90, 200))
     session.add(Reserved(second, HandoffTicket(reservation=9)))
-    session.add_tokens(TokenRow(first, 0, (11,), None))
+    session.add_tokens(TokenRow(first, 0, (Chosen(11),)))
     session.add(StateArrived(second))
-    session.add_tokens(TokenRow(second, 1, (12, 13), (-0.5, -1.0)))
-    session.add_tokens(TokenRow(first, 1, (14,), None))
+    session.add_tokens(
+        TokenRow(second, 1, (Chosen(12, -0.5), Chosen(13, -1.0, ((13, -1.0), (4, -2.0)))))
+    )
+    session.add_tokens(TokenRow(first, 1, (Chosen(14),)))
     session.add(Ended(second, REASON_LENGTH, "done"))
     message = await session.next_message()
     assert message.credits.request_slots == 3
@@ -110,13 +157,16 @@ async def test_events_of_several_steps_are_merged_into_one_message(session: Rout
     assert list(message.tokens.counts) == [1, 2, 1]
     assert list(message.tokens.token_ids) == [11, 12, 13, 14]
     assert list(message.tokens.logprobs) == [0.0, -0.5, -1.0, 0.0]
+    assert list(message.tokens.top_counts) == [0, 0, 2, 0]
+    assert list(message.tokens.top_token_ids) == [13, 4]
+    assert list(message.tokens.top_logprobs) == [-1.0, -2.0]
     assert message.reserved[0].ticket.reservation == 9
     assert message.ended[0].detail == "done"
 
 
 async def test_logprobs_are_left_out_when_nobody_asked(session: RouterSession) -> None:
     key = _key_of(session, _prefill(7))
-    session.add_tokens(TokenRow(key, 0, (11,), None))
+    session.add_tokens(TokenRow(key, 0, (Chosen(11),)))
     assert list((await session.next_message()).tokens.logprobs) == []
 
 

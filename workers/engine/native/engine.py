@@ -1,9 +1,8 @@
 """The native engine: one step at a time, from waiting commands to new tokens.
 
-A step polls hand-offs, reads one chunk of one prompt, and decodes one token for every request
-that is ready, so a long prompt delays running answers by one chunk and no more. Memory for a
-whole answer is taken when a request is accepted, so nothing can run out in the middle.
-Single-threaded and without a clock of its own.
+A step polls hand-offs, reads prompt chunks within the token budget, and decodes one window (the
+last token and its drafts) for every request that is ready. Single-threaded and without a clock of
+its own. Requests that end or fail leave nothing behind: `_forget` is the only way out.
 """
 
 from __future__ import annotations
@@ -25,13 +24,19 @@ from workers.engine.events import (
     StepEvents,
     TokenRow,
 )
+from workers.engine.native.decoder import Decoder
 from workers.engine.native.runner import ModelRunner
-from workers.engine.native.sampler import Chosen, choose
+from workers.engine.native.scheduler import Scheduler
 from workers.engine.native.sequence import Sequence, Stage
+from workers.engine.sampling.grammar import GrammarCompiler, GrammarError
+from workers.engine.sampling.logprobs import Chosen
+from workers.engine.sampling.state import SamplingState
+from workers.engine.sampling.verify import choose_windows
 from workers.handoff.agent import NixlAgent
 from workers.handoff.receiver import Arrival, HandoffReceiver
 from workers.handoff.sender import HandoffSender, Sent
-from workers.state.memory import OutOfMemory, StateMemory
+from workers.state.memory import Hit, OutOfMemory, StateMemory
+from workers.state.store import StateStore
 from workers.telemetry import Tracing
 
 # How often a waiting engine looks at its transfers: short against a hand-off, long against a poll.
@@ -44,39 +49,60 @@ class NativeEngine:
     def __init__(
         self,
         runner: ModelRunner,
+        decoder: Decoder,
+        scheduler: Scheduler,
         memory: StateMemory,
+        store: StateStore,
         agent: NixlAgent,
         sender: HandoffSender,
         receiver: HandoffReceiver,
+        grammars: GrammarCompiler,
         tracing: Tracing,
         clock_s: Callable[[], float],
-        prefill_chunk_tokens: int,
+        checkpoint_tokens: int,
     ) -> None:
         self._runner = runner
+        self._decoder = decoder
+        self._scheduler = scheduler
         self._memory = memory
+        self._store = store
         self._agent = agent
         self._sender = sender
         self._receiver = receiver
+        self._grammars = grammars
         self._tracing = tracing
         self._clock_s = clock_s
-        self._prefill_chunk_tokens = prefill_chunk_tokens
+        self._checkpoint_tokens = checkpoint_tokens
         self._sequences: dict[int, Sequence] = {}
+        self._arrivals = 0
         self._events = StepEvents()
         self._last_credits: Credits | None = None
 
     @property
     def idle_s(self) -> float | None:
         """How long the engine may be left alone: 0 not at all, None until the next command."""
-        stages = {sequence.stage for sequence in self._sequences.values()}
-        if self._last_credits is None or stages & {Stage.PREFILLING, Stage.DECODING}:
+        if self._last_credits is None or self._scheduler.busy:
             return 0.0
-        return _TRANSFER_POLL_S if stages else None
+        return _TRANSFER_POLL_S if self._sequences else None
+
+    @property
+    def credits(self) -> Credits:
+        """How much more this engine takes now."""
+        memory = self._memory
+        return Credits(
+            memory.max_requests - len(self._sequences), memory.free_tokens, memory.total_tokens
+        )
+
+    @property
+    def preemptions(self) -> int:
+        """How often a request had to give way since the start."""
+        return self._scheduler.preemptions
 
     def handle(self, command: Command) -> None:
         """Apply one command; what comes of it is in the events of the next step."""
         match command:
-            case Reserve(item):
-                self._reserve(item)
+            case Reserve():
+                self._reserve(command)
             case Prefill():
                 self._accept_prefill(command)
             case Cancel(key, reason):
@@ -86,20 +112,18 @@ class NativeEngine:
         """Advance every request once and return what happened since the last step."""
         self._poll_arrivals()
         self._poll_sends()
-        self._prefill_one_chunk()
-        self._decode_all()
+        rows, draft_tokens = self._decoder.rows()
+        for sequence, tokens, hit in self._scheduler.chunks(len(rows) * (draft_tokens + 1)):
+            self._read(sequence, tokens, hit)
+        if rows:
+            for sequence, chosen in self._decoder.step(rows, draft_tokens):
+                self._emit(sequence, chosen)
         self._note_credits()
         events, self._events = self._events, StepEvents()
         return events
 
-    @property
-    def credits(self) -> Credits:
-        """How much more this engine takes now."""
-        memory = self._memory
-        return Credits(memory.free_slots, memory.free_tokens, memory.total_tokens)
-
     def audit(self) -> None:
-        """Raise PoolError unless every block and slot is free or held by a live request."""
+        """Raise PoolError unless every block and slot is free, cached or held by a live request."""
         self._memory.audit()
 
     def close(self) -> None:
@@ -112,37 +136,58 @@ class NativeEngine:
         self._receiver.close()
         self._agent.close()
 
-    def _admit(self, item: WorkItem, tokens: int, stage: Stage) -> Sequence | None:
-        """Take memory for `tokens` tokens, or say that there is none."""
+    def _accept(self, item: WorkItem, prompt: tuple[int, ...]) -> Sequence | None:
+        """Take a request in, or say why not."""
+        needed = len(prompt) + item.sampling.max_tokens + self._decoder.most_draft_tokens
+        problem = None
+        if not prompt or item.sampling.max_tokens < 1:
+            problem = REASON_INVALID_ARGUMENT, "a request needs prompt tokens and room to answer"
+        elif needed > self._memory.total_tokens:
+            problem = (
+                REASON_OUT_OF_CAPACITY,
+                f"{needed} tokens needed with drafts, of {self._memory.total_tokens} in all",
+            )
+        elif len(self._sequences) >= self._memory.max_requests:
+            problem = (
+                REASON_OUT_OF_CAPACITY,
+                f"all {self._memory.max_requests} state slots are in use",
+            )
+        matcher = None
         try:
-            blocks, slot = self._memory.allocate(item.key, tokens, leased=stage is Stage.RESERVED)
-        except OutOfMemory as error:
-            self._events.ended.append(Ended(item.key, REASON_OUT_OF_CAPACITY, str(error)))
+            matcher = self._grammars.compile(item.sampling)
+        except GrammarError as error:
+            problem = REASON_INVALID_ARGUMENT, str(error)
+        if problem is not None:
+            self._events.ended.append(Ended(item.key, *problem))
             return None
-        sequence = Sequence(item, stage, blocks, slot)
+        self._arrivals += 1
+        sampling = SamplingState(item.sampling, prompt, matcher)
+        sequence = Sequence(item, Stage.WAITING, self._arrivals, sampling, prompt)
         self._sequences[item.key] = sequence
         return sequence
 
-    def _reserve(self, item: WorkItem) -> None:
-        tokens = item.prompt_tokens + item.sampling.max_tokens
-        sequence = self._admit(item, tokens, Stage.RESERVED)
-        if sequence is not None:
-            ticket = self._receiver.reserve(
-                item.key, sequence.blocks, sequence.slot, item.prompt_tokens, self._clock_s()
-            )
-            self._events.reserved.append(Reserved(item.key, ticket))
+    def _reserve(self, command: Reserve) -> None:
+        item = command.item
+        sequence = self._accept(item, command.token_ids)
+        if sequence is None:
+            return
+        try:
+            holding = self._memory.allocate(item.key, len(sequence.prompt), leased=True)
+        except OutOfMemory as error:
+            del self._sequences[item.key]
+            self._events.ended.append(Ended(item.key, REASON_OUT_OF_CAPACITY, str(error)))
+            return
+        sequence.stage = Stage.RESERVED
+        ticket = self._receiver.reserve(
+            item.key, holding.blocks, holding.slot, len(sequence.prompt), self._clock_s()
+        )
+        self._events.reserved.append(Reserved(item.key, ticket))
 
     def _accept_prefill(self, command: Prefill) -> None:
-        item, prompt = command.item, command.token_ids
-        if not prompt or item.sampling.max_tokens < 1:
-            detail = "a prefill needs at least one prompt token and one token to make"
-            self._events.ended.append(Ended(item.key, REASON_INVALID_ARGUMENT, detail))
-            return
-        answer_tokens = item.sampling.max_tokens if command.ticket is None else 0
-        sequence = self._admit(item, len(prompt) + answer_tokens, Stage.PREFILLING)
+        sequence = self._accept(command.item, command.token_ids)
         if sequence is not None:
-            sequence.prompt = prompt
             sequence.ticket = command.ticket
+            self._scheduler.wait(sequence)
 
     def _cancel(self, key: int, reason: ReasonCode.ValueType) -> None:
         sequence = self._sequences.get(key)
@@ -163,13 +208,12 @@ class NativeEngine:
             if not isinstance(outcome, Arrival):
                 self._end(sequence, outcome.reason, outcome.detail)
                 continue
-            sequence.stage = Stage.DECODING
-            sequence.context_tokens = outcome.tokens
             self._memory.settle(outcome.handle)
             self._events.state_arrived.append(StateArrived(outcome.handle))
-            self._begin_span(sequence, "decode")
+            sequence.context_tokens = outcome.tokens
             # Token 0 came to the client from prefill; here it only has to be fed.
-            sequence.append(outcome.first_token_id)
+            sequence.sampling.append(outcome.first_token_id)
+            self._begin_decoding(sequence)
 
     def _poll_sends(self) -> None:
         now_s = self._clock_s()
@@ -184,88 +228,109 @@ class NativeEngine:
                         {
                             "tandem.kv_bytes": outcome.report.kv_bytes,
                             "tandem.mamba_bytes": outcome.report.mamba_bytes,
+                            "tandem.mtp_bytes": outcome.report.mtp_bytes,
                             "tandem.descriptors": outcome.report.descriptors,
                         }
                     )
                 self._events.prefill_done.append(
-                    PrefillDone(outcome.handle, sequence.prefill_ms, outcome.report)
+                    PrefillDone(
+                        outcome.handle, sequence.prefill_ms, outcome.report, sequence.cached_tokens
+                    )
                 )
                 self._forget(sequence)
             else:
                 self._end(sequence, outcome.reason, outcome.detail)
 
-    def _prefill_one_chunk(self) -> None:
-        """Read a chunk of the oldest unread prompt, and sample its first token after the last."""
-        sequence = self._first(Stage.PREFILLING)
-        if sequence is None:
-            return
+    def _read(self, sequence: Sequence, tokens: int, hit: Hit | None) -> None:
+        """Read a chunk, cache the prefix it ends, and after the last one make the first token."""
         if sequence.prefill_started_s is None:
             sequence.prefill_started_s = self._clock_s()
             self._begin_span(sequence, "prefill")
-        logits = self._runner.prefill_chunk(sequence, self._prefill_chunk_tokens)
+        if hit is not None:
+            self._store.copy(hit.copies)
+            if not sequence.output:
+                sequence.cached_tokens = hit.tokens
+        logits = self._runner.read(sequence, tokens)
+        self._cache_prefix(sequence)
         if logits is None:
+            if sequence.unread_tokens == 0:
+                self._begin_decoding(sequence)
             return
-        chosen = choose(logits, [sequence.item.sampling], [0])[0]
+        (chosen,) = choose_windows(logits, [[]], [sequence.sampling])
         sequence.prefill_ms = (self._clock_s() - sequence.prefill_started_s) * 1000.0
         if sequence.span is not None:
-            sequence.span.end({"tandem.prompt_tokens": len(sequence.prompt)})
-        reason = self._append(sequence, chosen)
-        if reason is not None:
-            self._end(sequence, reason)
-        elif sequence.ticket is not None:
-            self._hand_off(sequence, chosen.token_id)
-        else:
-            self._events.prefill_done.append(
-                PrefillDone(sequence.item.key, sequence.prefill_ms, None)
+            sequence.span.end(
+                {
+                    "tandem.prompt_tokens": len(sequence.prompt),
+                    "tandem.cached_tokens": sequence.cached_tokens,
+                }
             )
-            sequence.stage = Stage.DECODING
-            self._begin_span(sequence, "decode")
+        if sequence.ticket is None:
+            self._events.prefill_done.append(
+                PrefillDone(sequence.item.key, sequence.prefill_ms, None, sequence.cached_tokens)
+            )
+        self._emit(sequence, chosen)
+        if sequence.item.key not in self._sequences:
+            return
+        if sequence.ticket is not None:
+            self._hand_off(sequence, chosen[0].token_id)
+        else:
+            self._begin_decoding(sequence)
+
+    def _cache_prefix(self, sequence: Sequence) -> None:
+        """Keep the state at chunk boundaries and at the end of the prompt for later requests."""
+        read = sequence.context_tokens
+        if read == len(sequence.prompt) or (
+            read < len(sequence.prompt) and read % self._checkpoint_tokens == 0
+        ):
+            copies = self._memory.checkpoint(sequence.item.key, sequence.prompt[:read])
+            if copies is not None:
+                self._store.copy(copies)
+
+    def _begin_decoding(self, sequence: Sequence) -> None:
+        if sequence.stage is Stage.PREFILLING:
+            self._scheduler.remove(sequence)
+        self._begin_span(sequence, "decode")
+        self._decoder.begin(sequence)
 
     def _hand_off(self, sequence: Sequence, first_token_id: int) -> None:
         assert sequence.ticket is not None
+        self._scheduler.remove(sequence)
         sequence.stage = Stage.SENDING
         sequence.sending_began_s = self._clock_s()
         self._begin_span(sequence, "handoff")
+        holding = self._memory.holding(sequence.item.key)
         self._sender.start(
             sequence.item.key,
             sequence.ticket,
-            sequence.blocks,
-            sequence.slot,
+            holding.blocks,
+            holding.slot,
             sequence.context_tokens,
             first_token_id,
             sequence.sending_began_s,
         )
 
-    def _decode_all(self) -> None:
-        batch = [s for s in self._sequences.values() if s.stage is Stage.DECODING]
-        if not batch:
-            return
-        logits = self._runner.decode(batch)
-        chosen = choose(logits, [s.item.sampling for s in batch], [s.output_tokens for s in batch])
-        for sequence, choice in zip(batch, chosen, strict=True):
-            reason = self._append(sequence, choice)
-            if reason is not None:
-                self._end(sequence, reason)
-
-    def _append(self, sequence: Sequence, chosen: Chosen) -> ReasonCode.ValueType | None:
-        index = sequence.output_tokens
-        reason = sequence.append(chosen.token_id)
-        logprobs = None if chosen.logprob is None else (chosen.logprob,)
-        self._events.tokens.append(TokenRow(sequence.item.key, index, (chosen.token_id,), logprobs))
-        return reason
+    def _emit(self, sequence: Sequence, chosen: list[Chosen]) -> None:
+        """Report new tokens, and end the request if the last of them ends it."""
+        first_index = len(sequence.output) - len(chosen)
+        self._events.tokens.append(TokenRow(sequence.item.key, first_index, tuple(chosen)))
+        ending = sequence.sampling.ended
+        if ending is not None:
+            self._end(sequence, ending.reason, ending.detail)
 
     def _end(self, sequence: Sequence, reason: ReasonCode.ValueType, detail: str = "") -> None:
-        self._events.ended.append(Ended(sequence.item.key, reason, detail))
+        self._events.ended.append(
+            Ended(sequence.item.key, reason, detail, sequence.speculation.report())
+        )
         self._forget(sequence)
 
     def _forget(self, sequence: Sequence) -> None:
         if sequence.span is not None:
-            sequence.span.end({"tandem.output_tokens": sequence.output_tokens})
-        self._memory.free(sequence.item.key)
+            sequence.span.end({"tandem.output_tokens": len(sequence.output)})
+        self._scheduler.remove(sequence)
+        if sequence.stage is not Stage.WAITING:
+            self._memory.free(sequence.item.key)
         del self._sequences[sequence.item.key]
-
-    def _first(self, stage: Stage) -> Sequence | None:
-        return next((s for s in self._sequences.values() if s.stage is stage), None)
 
     def _begin_span(self, sequence: Sequence, name: str) -> None:
         item = sequence.item

@@ -9,54 +9,130 @@ from torch import Tensor
 
 from workers.engine.native.sequence import Sequence
 from workers.model.hybrid import HybridModel
+from workers.state.memory import StateMemory
 from workers.state.store import StateStore
 
 
 class ModelRunner:
     """Runs the model over the state of one store. One thread at a time."""
 
-    def __init__(self, model: HybridModel, store: StateStore, device: torch.device) -> None:
+    def __init__(
+        self, model: HybridModel, store: StateStore, memory: StateMemory, device: torch.device
+    ) -> None:
         self._model = model
         self._store = store
+        self._memory = memory
         self._device = device
+        self._drafts = store.geometry.draft_hidden_size > 0
 
     @torch.inference_mode()
-    def prefill_chunk(self, sequence: Sequence, chunk_tokens: int) -> Tensor | None:
-        """Read up to `chunk_tokens` more of the prompt.
+    def read(self, sequence: Sequence, tokens: int) -> Tensor | None:
+        """Read `tokens` more of what a sequence has to read.
 
-        Returns float32 logits [1, vocab] after the last prompt token, None while some are left.
+        Returns float32 logits [1, 1, vocab] after the last of them; None while some are left, or
+        when the next token is known already.
         """
         begin = sequence.context_tokens
-        tokens = sequence.prompt[begin : begin + chunk_tokens]
+        unread = sequence.to_read[begin : begin + tokens]
+        holding = self._memory.holding(sequence.item.key)
+        table = self._tensor(holding.blocks)
+        token_ids = self._tensor(unread)
         hidden = self._model.prefill(
-            torch.tensor(tokens, device=self._device),
+            token_ids,
             self._store.tensors,
-            slot=sequence.slot,
-            block_table=torch.tensor(sequence.blocks, device=self._device),
+            slot=holding.slot,
+            block_table=table,
             context_tokens=begin,
+            bounded_tokens=len(sequence.prompt),
         )
-        sequence.context_tokens += len(tokens)
-        if sequence.context_tokens < len(sequence.prompt):
+        if self._drafts:
+            carried = self._store.draft_hidden[holding.slot]
+            last = self._model.draft_prefill(
+                token_ids,
+                hidden,
+                self._store.tensors,
+                block_table=table,
+                context_tokens=begin,
+                draft_hidden=carried if begin else None,
+            )
+            carried.copy_(last)
+        sequence.context_tokens += len(unread)
+        if sequence.unread_tokens or sequence.output:
             return None
-        return self._model.logits(hidden[-1:])
+        return self._model.logits(hidden[-1:])[None]
+
+    def carried_hidden(self, sequence: Sequence) -> Tensor:
+        """Hidden state [1, d] of the last position that was read, kept in the slot."""
+        slot = self.slot(sequence)
+        return self._store.draft_hidden[slot : slot + 1].clone()
+
+    def slot(self, sequence: Sequence) -> int:
+        """Where the conv and SSM state of a sequence is."""
+        return self._memory.holding(sequence.item.key).slot
 
     @torch.inference_mode()
-    def decode(self, sequences: ListOf[Sequence]) -> Tensor:
-        """Feed the last token of each sequence; returns float32 logits [sequences, vocab]."""
-        most_blocks = max(len(sequence.blocks) for sequence in sequences)
-        tables = [
-            sequence.blocks + (-1,) * (most_blocks - len(sequence.blocks)) for sequence in sequences
-        ]
-        hidden = self._model.decode(
-            self._column([sequence.last_token for sequence in sequences]),
-            self._store.tensors,
-            slots=self._column([sequence.slot for sequence in sequences]),
-            block_tables=torch.tensor(tables, device=self._device),
-            context_lens=self._column([sequence.context_tokens for sequence in sequences]),
+    def draft(self, rows: ListOf[Sequence], draft_tokens: int) -> list[list[int]]:
+        """Greedy drafts of `draft_tokens` tokens for each row.
+
+        The first pass takes in every context position that the MTP block has not seen, with the
+        true hidden states; the others feed the block's own output back (papers: recursive MTP).
+        """
+        counts = [len(row.undrafted) if row.undrafted is not None else 0 for row in rows]
+        width = max(counts)
+        shape = (len(rows), width, self._store.geometry.draft_hidden_size)
+        hidden = torch.zeros(shape, dtype=self._store.geometry.dtype, device=self._device)
+        next_ids = torch.zeros((len(rows), width), dtype=torch.int64)
+        for index, (row, count) in enumerate(zip(rows, counts, strict=True)):
+            assert row.undrafted is not None
+            hidden[index, :count] = row.undrafted
+            next_ids[index, :count] = torch.tensor(row.tokens_from(row.context_tokens - count + 1))
+        tables = self._tables(rows)
+        positions = self._tensor(
+            [row.context_tokens - count for row, count in zip(rows, counts, strict=True)]
         )
-        for sequence in sequences:
-            sequence.context_tokens += 1
+        state, drafts = self._store.tensors, []
+        valid, next_ids = self._tensor(counts), next_ids.to(self._device)
+        for _ in range(draft_tokens):
+            last = self._model.draft(
+                next_ids, hidden, state, block_tables=tables, context_lens=positions, counts=valid
+            )
+            drafts.append(self._model.logits(last).argmax(dim=-1))
+            positions = positions + valid
+            valid = torch.ones_like(valid)
+            next_ids, hidden = drafts[-1][:, None], last[:, None]
+        for row in rows:
+            row.undrafted = None
+        columns: list[list[int]] = torch.stack(drafts, dim=1).tolist()
+        return columns
+
+    @torch.inference_mode()
+    def verify(self, rows: ListOf[Sequence], drafts: ListOf[ListOf[int]], width: int) -> Tensor:
+        """Feed each row's last token and its drafts; returns hidden [rows, width, d].
+
+        Rows with fewer drafts are padded; what comes out there means nothing.
+        """
+        windows = [
+            [row.output[-1], *draft, *(0,) * (width - 1 - len(draft))]
+            for row, draft in zip(rows, drafts, strict=True)
+        ]
+        return self._model.verify(
+            self._tensor(windows),
+            self._store.tensors,
+            slots=self._tensor([self.slot(row) for row in rows]),
+            block_tables=self._tables(rows),
+            context_lens=self._tensor([row.context_tokens for row in rows]),
+            pending=self._tensor([row.pending for row in rows]),
+        )
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Float32 logits [..., vocab] of hidden states [..., d]."""
         return self._model.logits(hidden)
 
-    def _column(self, values: list[int]) -> Tensor:
+    def _tables(self, rows: ListOf[Sequence]) -> Tensor:
+        tables = [self._memory.holding(row.item.key).blocks for row in rows]
+        longest = max(len(table) for table in tables)
+        return self._tensor([table + (-1,) * (longest - len(table)) for table in tables])
+
+    def _tensor(self, values: ListOf[object]) -> Tensor:
         return torch.tensor(values, device=self._device)
