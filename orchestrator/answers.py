@@ -28,7 +28,9 @@ def report_as_dict(report: inference_pb2.RequestReport) -> dict[str, object]:
         "prefill_ms": round(report.prefill_ms, 3),
         "prefill_worker": report.prefill_worker,
         "decode_worker": report.decode_worker,
+        "cached_tokens": report.cached_tokens,
         "handoff": None,
+        "speculation": None,
     }
     if report.HasField("handoff"):
         handoff = report.handoff
@@ -40,7 +42,27 @@ def report_as_dict(report: inference_pb2.RequestReport) -> dict[str, object]:
             "transfer_ms": round(handoff.transfer_ms, 3),
             "handoff_ms": round(handoff.handoff_ms, 3),
         }
+    if report.HasField("speculation"):
+        speculation = report.speculation
+        document["speculation"] = {
+            "steps": speculation.steps,
+            "drafted": list(speculation.drafted),
+            "accepted": list(speculation.accepted),
+            "acceptance_length": round(acceptance_length(speculation), 3),
+        }
     return document
+
+
+def acceptance_length(speculation: inference_pb2.SpeculationReport) -> float:
+    """1 + sum over positions i of the product of the first i conditional acceptances.
+
+    SPEED-Bench's definition: the token that every step gives for free is counted.
+    """
+    length, survives = 1.0, 1.0
+    for drafted, accepted in zip(speculation.drafted, speculation.accepted, strict=True):
+        survives *= accepted / drafted if drafted else 0.0
+        length += survives
+    return length
 
 
 def report_line(report: inference_pb2.RequestReport) -> str:
@@ -57,6 +79,10 @@ def report_line(report: inference_pb2.RequestReport) -> str:
         ]
     else:
         parts.append(report.decode_worker or report.prefill_worker)
+    if report.cached_tokens:
+        parts.append(f"{report.cached_tokens} prompt tokens cached")
+    if report.speculation.drafted:
+        parts.append(f"acceptance length {acceptance_length(report.speculation):.2f}")
     return ", ".join(parts)
 
 

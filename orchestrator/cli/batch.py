@@ -29,8 +29,8 @@ def batch(
     ep: Annotated[int, typer.Option(help="EP of decode.", rich_help_panel=_LAYOUT)] = 1,
     tpf: Annotated[int, typer.Option(help="TPF of decode.", rich_help_panel=_LAYOUT)] = 1,
     draft_tokens: Annotated[
-        int, typer.Option(help="MTP draft tokens for each step.", rich_help_panel=_LAYOUT)
-    ] = 0,
+        str, typer.Option(help="MTP draft tokens: auto, or 0 to 7.", rich_help_panel=_LAYOUT)
+    ] = "auto",
     colocated: Annotated[
         bool, typer.Option("--colocated", help="One engine that reads and writes.")
     ] = False,
@@ -66,7 +66,7 @@ def batch(
         "decode.layout.tpa": tpa,
         "decode.layout.ep": ep,
         "decode.layout.tpf": tpf,
-        "decode.draft_tokens": draft_tokens,
+        "decode.draft_tokens": int(draft_tokens) if draft_tokens.isdigit() else draft_tokens,
         "decode.resources.cpu": threads,
         "telemetry.trace_file": trace_file,
     }

@@ -146,11 +146,11 @@ def _print_summary(answers: Sequence[Answer]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from orchestrator.answers import size
+    from orchestrator.answers import acceptance_length, size
 
     table = Table(title="What was done", header_style="bold", title_justify="left")
     table.add_column("prompt")
-    for heading in ("in", "out", "TTFT ms", "ITL ms", "KV", "Mamba", "MTP", "hand-off ms"):
+    for heading in ("in", "out", "TTFT ms", "ITL ms", "AL", "KV", "Mamba", "MTP", "hand-off ms"):
         table.add_column(heading, justify="right", no_wrap=True)
     for answer in answers:
         report = answer.finished.report
@@ -160,6 +160,7 @@ def _print_summary(answers: Sequence[Answer]) -> None:
             str(answer.finished.completion_tokens),
             f"{report.ttft_ms:.1f}",
             f"{report.mean_itl_ms:.2f}",
+            f"{acceptance_length(report.speculation):.2f}",
             size(report.handoff.kv_bytes),
             size(report.handoff.mamba_bytes),
             size(report.handoff.mtp_bytes),
@@ -167,6 +168,6 @@ def _print_summary(answers: Sequence[Answer]) -> None:
         )
     # Wide enough for the table also where the output is a file.
     console = Console()
-    Console(width=max(console.width, 100)).print(table)
+    Console(width=max(console.width, 112)).print(table)
     moved = sum(answer.moved_bytes for answer in answers)
     print(f"NIXL moved {size(moved)} ({moved} bytes) from prefill to decode.\n", flush=True)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.batch import batch
+from orchestrator.cli.bench import bench
 from orchestrator.cli.demo import demo
 from orchestrator.cli.down import down
 from orchestrator.cli.failures import debug as debug_setting
@@ -46,6 +47,7 @@ def _root(
 
 for _command in (up, down, status, generate, batch, demo):
     app.command()(reported(_command))
+app.add_typer(bench)
 
 
 def main() -> None:

@@ -158,7 +158,7 @@ class DecodePool(Pool):
     """The workers that write answers."""
 
     layout: DecodeLayout = Field(default_factory=DecodeLayout)
-    draft_tokens: int | Literal["auto"] = 0
+    draft_tokens: int | Literal["auto"] = "auto"
 
     @field_validator("draft_tokens", mode="before")
     @classmethod

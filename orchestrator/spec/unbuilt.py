@@ -46,8 +46,6 @@ def refuse_unbuilt(spec: ClusterSpec, flags: Mapping[str, str] | None = None) ->
     ):
         if gpus > 1:
             refuse(f"{role}.resources.gpu", gpus, one_rank, 1)
-    if spec.decode.draft_tokens != 0:
-        refuse("decode.draft_tokens", spec.decode.draft_tokens, "decoding drafts nothing today", 0)
     if spec.autoscaling.mode != "off":
         refuse("autoscaling.mode", spec.autoscaling.mode, "pools stay at workers.min", '"off"')
     if spec.router.processes != 1:

@@ -119,7 +119,11 @@ def _batch(case: Case, folder: Path, *flags: str) -> dict[str, dict[str, object]
     return {answer["id"]: answer for answer in answers}
 
 
-@pytest.mark.parametrize("flags", [(), ("--colocated",)], ids=["disaggregated", "colocated"])
+@pytest.mark.parametrize(
+    "flags",
+    [("--draft-tokens", "3"), ("--colocated",), ("--colocated", "--draft-tokens", "0")],
+    ids=["disaggregated with 3 drafts", "colocated", "colocated without drafts"],
+)
 def test_fifty_prompts_of_the_shipped_model_equal_transformers(
     shipped: Case, tmp_path: Path, flags: tuple[str, ...]
 ) -> None:
@@ -143,7 +147,7 @@ def test_random_models_of_other_shapes_equal_transformers(
         ("--kvp", "2", "--ep", "2"),
         ("--tpa", "2", "--tpf", "2"),
         ("--prefill-tp", "2"),
-        ("--draft-tokens", "3"),
+        ("--draft-tokens", "9"),
     ],
 )
 def test_layouts_that_are_not_built_are_refused_by_name(

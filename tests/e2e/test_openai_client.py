@@ -80,7 +80,30 @@ def test_chat_answers_and_streams_with_usage(client: openai.OpenAI) -> None:
     chunks = list(stream)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == whole.choices[0].message.content
-    assert chunks[-1].usage == whole.usage
+    first, second = whole.usage, chunks[-1].usage
+    assert first is not None
+    assert second is not None
+    assert second.total_tokens == first.total_tokens
+
+
+def test_a_second_turn_reuses_the_state_of_the_first(client: openai.OpenAI) -> None:
+    messages: list[openai.types.chat.ChatCompletionMessageParam] = [
+        {"role": "user", "content": "Tell me about dictionaries and about sets. " * 8}
+    ]
+    first = client.chat.completions.create(
+        model=_MODEL, messages=messages, max_tokens=16, temperature=0
+    )
+    messages.append({"role": "assistant", "content": first.choices[0].message.content})
+    messages.append({"role": "user", "content": "And about lists?"})
+    second = client.chat.completions.create(
+        model=_MODEL, messages=messages, max_tokens=16, temperature=0
+    )
+    assert first.usage is not None
+    assert second.usage is not None
+    assert second.usage.prompt_tokens_details is not None
+    cached = second.usage.prompt_tokens_details.cached_tokens
+    assert cached is not None
+    assert cached >= first.usage.prompt_tokens - 4  # but for the opening of the answer
 
 
 def test_the_same_seed_gives_the_same_text_and_another_seed_another(

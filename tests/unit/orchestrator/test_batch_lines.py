@@ -7,6 +7,8 @@ import json
 import pytest
 
 from orchestrator.batch.lines import BatchAnswer, LineError, failed, parse_line
+from protos.tandem.v1 import common_pb2
+from router.core.tokens import TokenLogprob
 
 
 def test_a_full_line_becomes_a_request() -> None:
@@ -26,6 +28,23 @@ def test_a_line_is_greedy_and_named_by_its_number_unless_it_says_otherwise() -> 
     line = parse_line(4, b'{"text": "x"}')
     assert (line.id, line.temperature, line.seed, line.ignore_eos) == ("4", 0.0, 0, False)
     assert line.request().prompt == "x"
+
+
+def test_a_line_may_shape_its_answer() -> None:
+    line = parse_line(
+        1,
+        b'{"text": "x", "min_p": 0.1, "repetition_penalty": 1.2, "presence_penalty": 1, '
+        b'"frequency_penalty": -1, "top_logprobs": 3, "json_schema": {"type": "null"}}',
+    )
+    request = line.request()
+    assert (request.min_p, request.repetition_penalty) == (0.1, 1.2)
+    assert (request.presence_penalty, request.frequency_penalty) == (1.0, -1.0)
+    assert request.top_logprobs == 3
+    assert request.grammar == common_pb2.Grammar(json_schema='{"type": "null"}')
+    assert request.grammar_field == "json_schema"
+    assert parse_line(1, b'{"text": "x", "regex": "a+"}').request().grammar == common_pb2.Grammar(
+        regex="a+"
+    )
 
 
 @pytest.mark.parametrize(
@@ -48,6 +67,10 @@ def test_a_line_is_greedy_and_named_by_its_number_unless_it_says_otherwise() -> 
         (
             b'{"token_ids": [1, -1]}',
             "line 2: token_ids.1 is -1: input should be greater than or equal to 0",
+        ),
+        (
+            b'{"text": "a", "regex": "a", "json_object": true}',
+            "line 2: give one of json_schema, json_object and regex",
         ),
         (b'{"text": 5}', "line 2: text is 5: input should be a valid string"),
     ],
@@ -72,7 +95,8 @@ def test_the_error_of_a_line_keeps_the_id_it_gave() -> None:
 
 
 def test_an_answer_is_one_line_without_an_error_field() -> None:
-    text = BatchAnswer("a", (1, 2), "zwei\nZeilen ü", "length", (-0.5, -1.0)).to_json()
+    logprobs = (TokenLogprob(-0.5), TokenLogprob(-1.0))
+    text = BatchAnswer("a", (1, 2), "zwei\nZeilen ü", "length", logprobs).to_json()
     assert "\n" not in text
     assert json.loads(text) == {
         "id": "a",
@@ -81,3 +105,12 @@ def test_an_answer_is_one_line_without_an_error_field() -> None:
         "finish_reason": "length",
         "logprobs": [-0.5, -1.0],
     }
+
+
+def test_alternatives_are_written_when_a_line_asked_for_them() -> None:
+    logprobs = (TokenLogprob(-0.5, ((1, -0.5), (7, -1.5))),)
+    text = BatchAnswer("a", (1,), "b", "stop", logprobs, with_top_logprobs=True).to_json()
+    assert json.loads(text)["logprobs"] == [-0.5]
+    assert json.loads(text)["top_logprobs"] == [
+        [{"token_id": 1, "logprob": -0.5}, {"token_id": 7, "logprob": -1.5}]
+    ]

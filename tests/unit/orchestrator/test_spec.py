@@ -69,7 +69,6 @@ security: {tls: null, api_keys: null}
     assert [problem.split(":")[0] for problem in caught.value.problems] == [
         "decode.layout.kvp",
         "decode.layout.ep",
-        "decode.draft_tokens",
         "autoscaling.mode",
     ]
 
@@ -168,8 +167,6 @@ def test_a_fault_in_a_flag_names_the_flag() -> None:
         ("prefill.layout.tp", 2, "prefill.layout.tp: 2 is not built yet"),
         ("prefill.engine", "vllm", "set prefill.engine: native"),
         ("decode.engine", "simulated", "set decode.engine: native"),
-        ("decode.draft_tokens", 3, "set decode.draft_tokens: 0"),
-        ("decode.draft_tokens", "auto", "decode.draft_tokens: auto is not built yet"),
         ("decode.resources.gpu", 2, "set decode.resources.gpu: 1"),
         ("autoscaling.mode", "advisory", 'set autoscaling.mode: "off"'),
         ("router.processes", 2, "set router.processes: 1"),

@@ -1,0 +1,1 @@
+"""`tandem bench`: what Tandem costs and gains on this machine, measured beside its peers."""
