@@ -1,0 +1,90 @@
+"""A lifecycle on virtual time, for tests that walk one path each."""
+
+from __future__ import annotations
+
+from protos.tandem.v1 import common_pb2
+from protos.tandem.v1.handoff_pb2 import HandoffTicket
+from router.core.events import (
+    CreditsChanged,
+    Event,
+    PrefillDone,
+    RequestArrived,
+    Reserved,
+    Role,
+    StateArrived,
+    TokensArrived,
+    WorkerJoined,
+)
+from router.core.instructions import (
+    Deliver,
+    Finish,
+    Instruction,
+    SendPrefill,
+    SendReserve,
+)
+from router.core.lifecycle import Lifecycle
+from router.core.request import State
+
+TICKET = HandoffTicket(reservation=7)
+LENGTH = common_pb2.REASON_LENGTH
+
+
+class Bench:
+    """A lifecycle with a clock that only the test moves."""
+
+    def __init__(self, *workers: str, queue_limit: int = 4, slots: int = 2) -> None:
+        """Workers are named p... or d... for their role."""
+        self.core = Lifecycle(queue_limit, validate=True)
+        self.now_s = 100.0
+        for worker in workers:
+            self.join(worker, slots)
+
+    def join(self, worker: str, slots: int = 2, version: str = "v") -> None:
+        role: Role = "prefill" if worker.startswith("p") else "decode"
+        self.feed(WorkerJoined(worker, role, version))
+        self.feed(CreditsChanged(worker, slots, 100, 100))
+
+    def feed(self, event: Event, after_s: float = 0.0) -> list[Instruction]:
+        self.now_s += after_s
+        return self.core.handle(event, self.now_s)
+
+    def request(self, name: str = "r", max_tokens: int = 5, **fields: float) -> list[Instruction]:
+        return self.feed(RequestArrived(name, 10, max_tokens, **fields))  # type: ignore[arg-type]
+
+    def state(self, name: str = "r") -> State:
+        explanation = self.core.explain(name)
+        assert explanation is not None
+        return explanation.state
+
+    def prefilling(self) -> None:
+        """Bring request r, handle 1, to where p reads its prompt for d."""
+        assert self.request() == [SendReserve("d", 1, "r")]
+        assert self.feed(Reserved("d", 1, TICKET)) == [SendPrefill("p", 1, "r", TICKET)]
+        assert self.state() is State.PREFILLING
+
+    def decoding(self) -> None:
+        """Bring request r, handle 1, to where d decodes, with token 0 delivered."""
+        self.prefilling()
+        self.feed(tokens("p", 0, 40))
+        self.feed(PrefillDone("p", 1, 3.0))
+        assert self.state() is State.HANDING_OFF
+        self.feed(StateArrived("d", 1))
+        assert self.state() is State.DECODING
+
+    def nothing_is_held(self) -> bool:
+        return not self.core.holdings.attempts and all(
+            not view.holds for view in self.core.fleet.all()
+        )
+
+
+def tokens(worker: str, first: int, *ids: int, handle: int = 1) -> TokensArrived:
+    return TokensArrived(worker, [handle], [first], [len(ids)], list(ids), [])
+
+
+def deliver(first: int, *ids: int) -> Deliver:
+    return Deliver("r", first, list(ids), [])
+
+
+def the_finish(out: list[Instruction]) -> Finish:
+    (finish,) = [item for item in out if isinstance(item, Finish)]
+    return finish
