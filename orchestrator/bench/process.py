@@ -1,12 +1,17 @@
 """A contender's process: alive for as long as its model is measured, one request at a time.
 
 Exists so that contenders share no memory, threads or allocator and yet take turns on the same
-weights in one invocation. A process ends when its standard input closes, so none outlives us.
+weights in one invocation. Between its turns a contender is stopped: idle OpenMP threads and engine
+loops go on spinning for a while, and would take the cores of whoever is measured then. A process
+ends when its standard input closes or its parent dies, so none outlives us.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -30,6 +35,8 @@ from orchestrator.bench.messages import (
 
 _END_PATIENCE_S = 3.0
 _ANSWER_PATIENCE_S = 900.0  # compiling a model at its load takes minutes on a slow machine
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
+_LIBC = ctypes.CDLL(None)
 _CONTENDERS = Path(__file__).parent / "contenders"
 
 Answer = TypeVar("Answer", bound=BaseModel)
@@ -53,6 +60,11 @@ def vllm_command(interpreter: Path) -> list[str]:
     return [str(interpreter), "-I", str(_CONTENDERS / "vllm.py")]
 
 
+def _die_with_parent() -> None:
+    """A stopped process cannot see its standard input close; the kernel ends it all the same."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _refusal(line: str) -> str:
     """What an answer that is not the one asked for says."""
     try:
@@ -74,6 +86,7 @@ class Contender:
                     stdout=subprocess.PIPE,
                     stderr=log,
                     start_new_session=True,
+                    preexec_fn=_die_with_parent,
                     text=True,
                 )
         except OSError as error:
@@ -93,6 +106,7 @@ class Contender:
 
     def close(self) -> None:
         """End the process; harmless when it has ended."""
+        self._signal(signal.SIGCONT)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
@@ -108,6 +122,7 @@ class Contender:
         """One request and its answer. Raises ContenderFailed when there is none."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        self._signal(signal.SIGCONT)
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(request.model_dump_json() + "\n")
             self._process.stdin.flush()
@@ -117,12 +132,19 @@ class Contender:
             line = self._process.stdout.readline()
         finally:
             late.cancel()
+            self._signal(signal.SIGSTOP)
         if not line:
             raise ContenderFailed(f"its process ended: {self._last_words()}")
         try:
             return answer.model_validate_json(line)
         except ValidationError:
             raise ContenderFailed(_refusal(line)) from None
+
+    def _signal(self, number: signal.Signals) -> None:
+        """Stop or continue the contender and whatever it started, if it is still there."""
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
 
     def _last_words(self) -> str:
         lines = self._log_path.read_text(encoding="utf-8", errors="replace").split("\n")
