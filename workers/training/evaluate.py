@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from torch.nn import functional
 
 from workers.checkpoint import load_model
+from workers.checkpoint.terminal import progress_bar
 from workers.model import HybridModel
 from workers.training.corpus import DEFAULT_CACHE, Document, load_documents
 from workers.training.dataset import TokenStream
@@ -122,7 +123,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    model = load_model(given.model, torch.float32)
+    with progress_bar() as progress:
+        model = load_model(given.model, torch.float32, progress=progress)
     tokenizer = Tokenizer.from_file(str(given.model / "tokenizer.json"))
     held_out = [document for document in load_documents(given.cache) if document.held_out]
     # By title, which mixes the sources: a few prompts cover both.
