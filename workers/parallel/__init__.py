@@ -1,0 +1,1 @@
+"""Several ranks that serve one model together."""
