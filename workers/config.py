@@ -31,6 +31,7 @@ class WorkerConfig:
     step_tokens: int = 512  # most tokens in one engine step, decode windows and prompts together
     checkpoint_tokens: int = 256  # prefixes are cached at multiples of this and at prompts' ends
     threads: int = 1  # of torch, on CPU
+    cpu_kernels: bool = True  # compile fused kernels for this machine where it has a C++ compiler
     handoff_timeout_s: float = 30.0  # a transfer that takes longer is given up
     handoff_lease_s: float = 600.0  # a reservation whose state does not come is given up
     store_url: str | None = None  # None: do not register in a directory

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from workers.kernels import dispatch
+from workers.kernels.cpu import attention as kernel
+from workers.kernels.cpu import calls
 from workers.model.config import ModelConfig
 from workers.model.paging import PrefillPages, WindowPages
 from workers.model.weights import AttentionWeights
@@ -77,6 +79,9 @@ def attend_pages(q: Tensor, planes: Tensor, pages: WindowPages, config: ModelCon
     if dispatch.suits(q):
         return dispatch.attend_pages(q, planes, pages, config)
     batch, queries, _ = q.shape
+    if calls.suits(q):
+        tables = pages.tables.view(batch, -1)
+        return kernel.attend(q, planes, tables, pages.visible, config.num_attention_heads)
     kv_heads, head_dim = config.num_key_value_heads, config.head_dim
     share = config.num_attention_heads // kv_heads
     k, v = pages.read(planes)  # [kv_heads, b, keys, head_dim]
@@ -118,7 +123,10 @@ def prefill(
     q, k, v = project_qkv(x, weights, config)
     planes = kv[:, layer]
     pages.write(planes, torch.stack([k, v], dim=1))
-    if pages.context_tokens == 0:
+    if calls.suits(q):
+        flat = q.flatten(-2)[None]
+        mixed = kernel.attend(flat, planes, pages.table[None], pages.seen[None], q.shape[1])
+    elif pages.context_tokens == 0:
         mixed = attend(q[None], k[None], v[None], None)
     else:
         stored = pages.read(planes).transpose(1, 2)

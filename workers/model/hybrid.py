@@ -6,6 +6,7 @@ requests, memory or sampling; it computes where its weights are (CPU or CUDA) in
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,11 +14,12 @@ from torch import Tensor
 
 from workers.model import attention, mamba, mlp, moe, mtp, windows
 from workers.model.config import ModelConfig
-from workers.model.norm import rms_norm
+from workers.model.norm import add_norm, rms_norm
 from workers.model.paging import PrefillPages, WindowPages
 from workers.model.state_tensors import StateTensors
 from workers.model.weights import (
     AttentionWeights,
+    LayerWeights,
     MambaWeights,
     MlpWeights,
     ModelWeights,
@@ -68,9 +70,9 @@ class HybridModel:
         if bounded_tokens is not None:
             bounded = min(max(bounded_tokens - context_tokens, 0), len(token_ids))
         x = self.weights.embeddings[token_ids]
+        normed = self._first_norm(x)
         attention_layer = mamba_layer = 0
-        for layer in self.weights.layers:
-            normed = rms_norm(x, layer.norm, self.config.layer_norm_epsilon)
+        for layer, next_norm in self._layers_and_next_norms():
             match layer.mixer:
                 case AttentionWeights() as mixer:
                     mixed = attention.prefill(
@@ -93,8 +95,8 @@ class HybridModel:
                     mixed = moe.mix(normed, mixer, self.config)
                 case MlpWeights() as mixer:
                     mixed = mlp.mix(normed, mixer)
-            x += mixed
-        return rms_norm(x, self.weights.final_norm, self.config.layer_norm_epsilon)
+            normed = add_norm(x, mixed, next_norm, self.config.layer_norm_epsilon)
+        return normed
 
     @torch.no_grad()
     def verify(
@@ -133,11 +135,11 @@ class HybridModel:
         width = token_ids.shape[1]
         pages = self._window_pages(state, block_tables, context_lens, width)
         pages.open(state.kv, state.draft_kv)
-        line = windows.MambaWindows.of(state, slots, pending, width)
+        line = windows.begin(state, slots, pending, width)
         x = self.weights.embeddings[token_ids]
+        normed = self._first_norm(x)
         attention_layer = mamba_layer = 0
-        for layer in self.weights.layers:
-            normed = rms_norm(x, layer.norm, self.config.layer_norm_epsilon)
+        for layer, next_norm in self._layers_and_next_norms():
             match layer.mixer:
                 case AttentionWeights() as mixer:
                     mixed = attention.window(
@@ -152,9 +154,9 @@ class HybridModel:
                     mixed = moe.mix(normed, mixer, self.config)
                 case MlpWeights() as mixer:
                     mixed = mlp.mix(normed, mixer)
-            x += mixed
+            normed = add_norm(x, mixed, next_norm, self.config.layer_norm_epsilon)
         line.save(state)
-        return rms_norm(x, self.weights.final_norm, self.config.layer_norm_epsilon)
+        return normed
 
     @torch.no_grad()
     def commit(self, state: StateTensors, *, slots: Tensor, pending: Tensor) -> None:
@@ -269,6 +271,16 @@ class HybridModel:
         embedding = self.weights.embeddings[next_token_ids]
         pages = (every, seen)
         return mtp.window(embedding, hidden, counts - 1, state.draft_kv, pages, block, self.config)
+
+    def _first_norm(self, x: Tensor) -> Tensor:
+        first = self.weights.layers[0].norm if self.weights.layers else self.weights.final_norm
+        return rms_norm(x, first, self.config.layer_norm_epsilon)
+
+    def _layers_and_next_norms(self) -> Iterator[tuple[LayerWeights, Tensor]]:
+        """Each layer, and the norm of what comes after it: one call adds and normalises."""
+        layers = self.weights.layers
+        norms = [*(layer.norm for layer in layers[1:]), self.weights.final_norm]
+        return zip(layers, norms, strict=False)
 
     def _window_pages(
         self,

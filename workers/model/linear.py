@@ -15,12 +15,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from workers.kernels.cpu import calls, layers
+
 _ONEDNN = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 # Multiply-adds from which oneDNN's longer call pays, with a laid-out matrix and with a plain one.
 _PACKED_WORK = 500_000
 _PLAIN_WORK = 2_000_000
 # The layout is chosen for a number of rows; this one suits 2 to 128.
 _LAYOUT_ROWS = 32
+# Our own kernel has the shortest call: for matrices of up to so many elements, up to so many rows.
+_PANEL_ELEMENTS = 1_000_000
+_PANEL_ROWS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,26 +33,51 @@ class Linear:
     """x W^T + bias for a weight [out, in] that stays the same.
 
     `packed` is a second copy in oneDNN's layout; None where products are left to PyTorch (on a
-    GPU, in training).
+    GPU, in training). `panels` is one in the layout of our own kernel, for small matrices only.
     """
 
     weight: Tensor
     bias: Tensor | None
     packed: Tensor | None
+    panels: Tensor | None
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None = None) -> Linear:
         """A product with this weight, laid out if it is on a CPU and not being trained."""
-        packed = None
+        packed = panels = None
         if _has_onednn(weight) and not weight.requires_grad:
             packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _LAYOUT_ROWS)
-        return cls(weight, bias, packed)
+        small = 0 < weight.numel() <= _PANEL_ELEMENTS
+        if small and calls.enabled(weight) and not weight.requires_grad:
+            panels = layers.panels(weight) if layers.suits_panels(weight) else None
+        return cls(weight, bias, packed, panels)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out]."""
+        if self.panels is not None and self._has_few_rows(x):
+            return layers.linear(x, self.panels, len(self.weight), self.bias, relu2=False)
+        return self._product(x)
+
+    def squared_relu(self, x: Tensor) -> Tensor:
+        """max(x W^T + bias, 0)^2: x [..., in] -> [..., out]."""
+        if self.panels is not None and self._has_few_rows(x):
+            return layers.linear(x, self.panels, len(self.weight), self.bias, relu2=True)
+        return relu2(self._product(x))
+
+    def _has_few_rows(self, x: Tensor) -> bool:
+        return x.numel() <= _PANEL_ROWS * x.shape[-1] and calls.suits(x)
+
+    def _product(self, x: Tensor) -> Tensor:
         if self.packed is None or _work(x, self.weight) < _PACKED_WORK:
             return functional.linear(x, self.weight, self.bias)
         return _onednn(x, self.packed, self.bias)
+
+
+def relu2(x: Tensor) -> Tensor:
+    """max(x, 0)^2, the activation of every MLP and expert in the model; x is overwritten."""
+    if calls.suits(x) and x.is_contiguous():
+        return layers.square_relu(x)
+    return functional.relu(x, inplace=True).square()
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from workers.kernels.cpu import calls
+from workers.kernels.cpu import mamba as kernel
 from workers.model.config import ModelConfig
 from workers.model.norm import gated_group_norm
 from workers.model.weights import MambaWeights
@@ -139,6 +141,11 @@ def mix_sequence(
     Returns:
         The output [b, t, d], the new history and the new state.
     """
+    if calls.suits(x) and len(x) == 1:
+        history, state = history[0].clone(), state[0].clone()
+        limit = x.shape[1] if bounded is None else bounded
+        out = kernel.sequence(weights.in_proj(x[0]), history, state, weights, config, limit)
+        return weights.out_proj(out)[None], history[None], state[None]
     gate, mixed, dt = project(x, weights, config)
     mixed, history = causal_conv(mixed, history, weights)
     values, b, c = split_heads(mixed, config)

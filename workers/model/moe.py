@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from workers.kernels import dispatch
+from workers.kernels.cpu import calls, layers
 from workers.model import mlp
 from workers.model.config import ModelConfig
-from workers.model.linear import linear
+from workers.model.linear import linear, relu2
 from workers.model.weights import MoeWeights
 
 # What the calls around one expert's two products cost, in the work that a core does in that time
@@ -29,6 +30,8 @@ from workers.model.weights import MoeWeights
 _OVERHEAD_FLOPS = 4_000_000
 # Gathering reads and writes the chosen experts once more: up to so many elements it stays in cache.
 _GATHER_LIMIT = 500_000
+# Up to so many pairs of token and expert our own kernel reads an expert for each of them.
+_KERNEL_TASKS = 64
 # Below this many rows a product is bound by reading its matrix, and costs as much as with them.
 _MEMORY_BOUND_ROWS = 8
 
@@ -46,7 +49,10 @@ RunExperts = Callable[[Tensor, Routing, MoeWeights], Tensor]
 
 def route(x: Tensor, weights: MoeWeights, config: ModelConfig) -> Routing:
     """Choose experts for x [t, d]."""
-    scores = functional.linear(x.float(), weights.gate).sigmoid_()
+    logits = functional.linear(x.float(), weights.gate)
+    if config.n_group == 1 and calls.suits(logits):
+        return Routing(*layers.route(logits, weights, config))
+    scores = logits.sigmoid_()
     choice = scores + weights.correction_bias
     if config.n_group > 1:
         groups = torch.unflatten(choice, -1, (config.n_group, -1))
@@ -66,7 +72,7 @@ def experts_gathered(x: Tensor, routing: Routing, weights: MoeWeights) -> Tensor
     chosen = routing.indices[0]
     up = weights.expert_up.index_select(0, chosen)
     down = weights.expert_down.index_select(0, chosen)
-    hidden = mlp.relu2(functional.linear(x, up.flatten(0, 1)))
+    hidden = relu2(functional.linear(x, up.flatten(0, 1)))
     hidden = hidden.view(up.shape[:2]) * routing.weights[0].to(x.dtype).unsqueeze(-1)
     return hidden.view(1, -1) @ down.flatten(0, 1)
 
@@ -85,7 +91,7 @@ def experts_grouped(x: Tensor, routing: Routing, weights: MoeWeights) -> Tensor:
         if not count:
             continue
         end = start + count
-        hidden = mlp.relu2(linear(rows[start:end], weights.expert_up[expert]))
+        hidden = relu2(linear(rows[start:end], weights.expert_up[expert]))
         out = linear(hidden, weights.expert_down[expert].t()).float() * scale[start:end]
         # A token names an expert at most once, so no two rows add to the same place.
         result = result.index_add(0, tokens[start:end], out)
@@ -98,7 +104,7 @@ def experts_dense(x: Tensor, routing: Routing, weights: MoeWeights) -> Tensor:
     experts, size, _ = weights.expert_up.shape
     share = torch.zeros(len(x), experts, device=x.device)
     share = share.scatter(1, routing.indices, routing.weights).to(x.dtype)
-    hidden = mlp.relu2(weights.all_up(x))
+    hidden = relu2(weights.all_up(x))
     hidden.view(-1, experts, size).mul_(share.unsqueeze(-1))
     return weights.all_down(hidden)
 
@@ -109,6 +115,8 @@ def experts(x: Tensor, routing: Routing, weights: MoeWeights) -> Tensor:
         return dispatch.experts(x, routing, weights)
     tokens, chosen = routing.indices.shape
     count, size, narrow = weights.expert_up.shape
+    if tokens * chosen <= _KERNEL_TASKS and calls.suits(x):
+        return layers.experts(x, routing.indices, routing.weights, weights)
     if tokens == 1 and 2 * chosen * size * narrow <= _GATHER_LIMIT:
         return experts_gathered(x, routing, weights)
     used = min(count, tokens * chosen)

@@ -11,10 +11,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from workers.kernels.cpu import calls, layers
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension; same shape and dtype as x."""
+    if calls.suits(x):
+        return layers.add_norm(x.contiguous(), None, weight, eps)
     return torch.rms_norm(x, weight.shape, weight, eps)
+
+
+def add_norm(x: Tensor, added: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Add to the residual stream x in place, and return `rms_norm` of it; x is contiguous."""
+    if calls.suits(x):
+        return layers.add_norm(x, added, weight, eps)
+    x += added
+    return rms_norm(x, weight, eps)
 
 
 def gated_group_norm(y: Tensor, gate: Tensor, weight: Tensor, groups: int, eps: float) -> Tensor:

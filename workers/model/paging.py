@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from workers.kernels import dispatch
+from workers.kernels.cpu import calls
 
 
 def _zero(blocks: Tensor, memories: Iterable[Tensor]) -> None:
@@ -39,7 +40,7 @@ class PrefillPages:
         table: int64 [blocks that hold stored and new tokens].
         context_tokens: tokens stored before this call.
         total_tokens: stored and new.
-        visible: bool [t, total], True where a new token may look.
+        seen: int64 [t], how many tokens each new one may look at, itself included.
     """
 
     blocks: Tensor
@@ -48,7 +49,7 @@ class PrefillPages:
     table: Tensor
     context_tokens: int
     total_tokens: int
-    visible: Tensor
+    seen: Tensor
 
     @classmethod
     def of(
@@ -58,7 +59,6 @@ class PrefillPages:
         total = context_tokens + tokens
         device = block_table.device
         positions = torch.arange(context_tokens, total, device=device)
-        keys = torch.arange(total if context_tokens else 0, device=device)
         table = block_table[: -(-total // block_size)]
         return cls(
             blocks=block_table[positions // block_size],
@@ -67,8 +67,14 @@ class PrefillPages:
             table=table,
             context_tokens=context_tokens,
             total_tokens=total,
-            visible=keys <= positions[:, None],
+            seen=positions + 1,
         )
+
+    @property
+    def visible(self) -> Tensor:
+        """bool [t, total], True where a new token may look."""
+        keys = torch.arange(self.total_tokens, device=self.seen.device)
+        return keys < self.seen[:, None]
 
     def open(self, *memories: Tensor) -> None:
         """Zero the blocks that the new tokens are the first of; before the first `write`."""
@@ -156,7 +162,7 @@ class WindowPages:
         tables = torch.where(own & (tables >= 0), tables, tables[:, :1])
         opened = blocks[offsets == 0]
         plan = (blocks, offsets, placed, opened, tables.flatten(), queries + 1)
-        if dispatch.suits(tables):
+        if dispatch.suits(tables) or calls.replaces(dtype, tables):
             return cls(*plan, None)
         keys = torch.arange(tables.shape[1] * block_size, device=device)
         hidden = keys > queries[..., None]

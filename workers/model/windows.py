@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from workers.kernels import dispatch
+from workers.kernels.cpu import calls
+from workers.kernels.cpu.mamba import MOST_TOKENS, SlotWindows
 from workers.model import mamba
 from workers.model.config import ModelConfig
 from workers.model.state_tensors import StateTensors
@@ -99,6 +101,16 @@ class MambaWindows:
                 state.window_steps[slots, :, :new] = steps[rows]
 
 
+def begin(
+    state: StateTensors, slots: Tensor, pending: Tensor, width: int
+) -> MambaWindows | SlotWindows:
+    """The inputs of every Mamba layer of one step; `pending` [b] and `width` as in `verify`."""
+    room = state.window_inputs.shape[2] + width <= MOST_TOKENS
+    if room and calls.suits(state.conv):
+        return SlotWindows.of(state, slots, pending)
+    return MambaWindows.of(state, slots, pending, width)
+
+
 def _runs(slots: list[int]) -> Iterator[Rows]:
     start = 0
     for row in range(1, len(slots) + 1):
@@ -166,7 +178,7 @@ def _read(ssm: Tensor, c: Tensor, out: Tensor) -> None:
 def mix(
     x: Tensor,
     ssm: Tensor,
-    windows: MambaWindows,
+    windows: MambaWindows | SlotWindows,
     layer: int,
     weights: MambaWeights,
     config: ModelConfig,
@@ -185,6 +197,8 @@ def mix(
     Returns:
         [b, w, d].
     """
+    if isinstance(windows, SlotWindows):
+        return weights.out_proj(windows.mix(weights.in_proj(x), layer, weights, config))
     if dispatch.suits(x):
         return dispatch.mix(x, ssm, windows, layer, weights, config)
     batch, width, _ = x.shape

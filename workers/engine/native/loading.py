@@ -23,6 +23,7 @@ from workers.handoff.agent import NixlAgent
 from workers.handoff.manifest import ModelVersion
 from workers.handoff.receiver import HandoffReceiver
 from workers.handoff.sender import HandoffSender
+from workers.kernels.cpu import calls
 from workers.model.allocator import keep_freed_memory
 from workers.model.hybrid import HybridModel
 from workers.state.fingerprint import model_fingerprint
@@ -63,6 +64,10 @@ def load_native_engine(config: WorkerConfig, tracing: Tracing) -> LoadedEngine:
     torch.set_num_threads(config.threads)
     keep_freed_memory()
     device = torch.device(config.device)
+    if config.cpu_kernels and device.type == "cpu":
+        calls.enable()  # before weights are laid out for them
+    else:
+        calls.disable()
     dtype = _DTYPES[config.dtype]
     path = Path(config.model_path)
     model = load_model(path, dtype, device, progress=_log_progress(time.monotonic))

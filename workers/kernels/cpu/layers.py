@@ -1,0 +1,125 @@
+"""Norms, products of few rows and experts, with the names and arguments that the model's have."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from workers.kernels.cpu.calls import function
+
+if TYPE_CHECKING:  # modules that themselves import this one
+    from workers.model.config import ModelConfig
+    from workers.model.weights import MoeWeights
+
+_LANES = 16
+_PANEL = 64  # as in layers.cpp
+_TOGETHER = {torch.float32: 1, torch.bfloat16: 2}
+
+
+def add_norm(x: Tensor, added: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+    """x += added in place, unless that is None; the RMS norm of x [..., d], contiguous."""
+    out = torch.empty_like(x)
+    size = x.shape[-1]
+    function("add_norm", x.dtype)(
+        x.numel() // size,
+        size,
+        x.data_ptr(),
+        None if added is None else added.contiguous().data_ptr(),
+        weight.data_ptr(),
+        eps,
+        out.data_ptr(),
+    )
+    return out
+
+
+def panels(weight: Tensor) -> Tensor:
+    """A weight [out, in] in the layout of `linear`: [out / 64, in, 64], the last panel padded.
+
+    In bfloat16 two inputs lie together: [out / 64, in / 2, 64, 2]; `in` must be even there.
+    """
+    together = _TOGETHER[weight.dtype]
+    padded = functional.pad(weight, (0, 0, 0, -len(weight) % _PANEL))
+    split = padded.view(-1, _PANEL, padded.shape[1] // together, together)
+    return split.transpose(1, 2).contiguous()
+
+
+def suits_panels(weight: Tensor) -> bool:
+    """Whether `panels` can lay a weight [out, in] out."""
+    return weight.dtype in _TOGETHER and weight.shape[1] % _TOGETHER[weight.dtype] == 0
+
+
+def linear(x: Tensor, packed: Tensor, count: int, bias: Tensor | None, *, relu2: bool) -> Tensor:
+    """x W^T + bias of x [..., in], then the squared ReLU if asked for: [..., count].
+
+    `packed` is what `panels` made of W [count, in].
+    """
+    x = x.contiguous()
+    size = x.shape[-1]
+    out = x.new_empty((*x.shape[:-1], count))
+    function("linear", x.dtype)(
+        x.numel() // size,
+        packed.shape[1],
+        count,
+        x.data_ptr(),
+        packed.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        relu2,
+        out.data_ptr(),
+    )
+    return out
+
+
+def square_relu(x: Tensor) -> Tensor:
+    """max(x, 0)^2 in place; x is contiguous."""
+    function("square_relu", x.dtype)(x.numel(), x.data_ptr())
+    return x
+
+
+def route(logits: Tensor, weights: MoeWeights, config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """Experts of each token from the router's float32 logits [t, E], without expert groups.
+
+    Returns:
+        Indices int64 [t, k] and weights float32 [t, k].
+    """
+    tokens, count = logits.shape
+    chosen = config.num_experts_per_tok
+    indices = torch.empty(tokens, chosen, dtype=torch.int64)
+    scale = torch.empty(tokens, chosen)
+    function("route", torch.float32)(
+        tokens,
+        count,
+        chosen,
+        logits.data_ptr(),
+        weights.correction_bias.data_ptr(),
+        config.norm_topk_prob,
+        config.routed_scaling_factor,
+        indices.data_ptr(),
+        scale.data_ptr(),
+    )
+    return indices, scale
+
+
+def experts(x: Tensor, indices: Tensor, scale: Tensor, weights: MoeWeights) -> Tensor:
+    """The chosen experts of each token of x [t, l], one token and expert at a time: [t, l]."""
+    x = x.contiguous()
+    tokens, chosen = indices.shape
+    _, size, narrow = weights.expert_up.shape
+    out = torch.empty_like(x)
+    parts = torch.empty(tokens, chosen, -(-narrow // _LANES) * _LANES)
+    function("experts", x.dtype)(
+        tokens,
+        chosen,
+        narrow,
+        size,
+        x.data_ptr(),
+        indices.data_ptr(),
+        scale.data_ptr(),
+        weights.expert_up.data_ptr(),
+        weights.expert_down.data_ptr(),
+        parts.data_ptr(),
+        out.data_ptr(),
+    )
+    return out
