@@ -1,14 +1,17 @@
 """Matrix products with weights, in the quickest way that this machine has.
 
-Exists because on CPU the way matters more than anything else in a step: oneDNN's kernels take a
-third of the time of the default ones once a few rows share a matrix (AVX-512, float32 and
-bfloat16), and only from weights that were laid out for them. A product of one row with a small
-matrix stays with the default, whose calls are shorter. The operators are those that torch.compile
+Exists because on CPU the way matters more than anything else in a step. In float32 oneDNN's kernels
+take a third of the time of the default ones once a few rows share a matrix, and only from weights
+that were laid out for them; a small matrix with few rows is quicker with our own kernel, whose call
+is short. In bfloat16 our kernel is the quickest for everything where the processor multiplies pairs
+of bfloat16 (AVX512_BF16); elsewhere it is as in float32. The default serves what is left: other
+devices, training, tiny products without a compiler. oneDNN's operators are those that torch.compile
 emits for the same product.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -23,57 +26,61 @@ _PACKED_WORK = 500_000
 _PLAIN_WORK = 2_000_000
 # The layout is chosen for a number of rows; this one suits 2 to 128.
 _LAYOUT_ROWS = 32
-# Our own kernel has the shortest call: for matrices of up to so many elements, up to so many rows.
+# Where oneDNN has the quicker products, ours has the shorter call: for matrices of up to so many
+# elements and up to so many rows.
 _PANEL_ELEMENTS = 1_000_000
-_PANEL_ROWS = 16
+_PANEL_ROWS = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
     """x W^T + bias for a weight [out, in] that stays the same.
 
-    `packed` is a second copy in oneDNN's layout; None where products are left to PyTorch (on a
-    GPU, in training). `panels` is one in the layout of our own kernel, for small matrices only.
+    `panels` is a second copy in the layout of our own kernel, used for up to `panel_rows` rows,
+    `packed` one in oneDNN's; both are None where products are left to PyTorch.
     """
 
     weight: Tensor
     bias: Tensor | None
     packed: Tensor | None
     panels: Tensor | None
+    panel_rows: int
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None = None) -> Linear:
         """A product with this weight, laid out if it is on a CPU and not being trained."""
         packed = panels = None
-        if _has_onednn(weight) and not weight.requires_grad:
-            packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _LAYOUT_ROWS)
-        small = 0 < weight.numel() <= _PANEL_ELEMENTS
-        if small and calls.enabled(weight) and not weight.requires_grad:
-            panels = layers.panels(weight) if layers.suits_panels(weight) else None
-        return cls(weight, bias, packed, panels)
+        panel_rows = 0
+        if not weight.requires_grad and weight.numel():
+            every = calls.suits_all_products(weight)
+            small = weight.numel() <= _PANEL_ELEMENTS and calls.enabled(weight)
+            if (every or small) and layers.suits_panels(weight):
+                panels = layers.panels(weight)
+                panel_rows = sys.maxsize if every else _PANEL_ROWS
+            if _has_onednn(weight) and panel_rows != sys.maxsize:
+                packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _LAYOUT_ROWS)
+        return cls(weight, bias, packed, panels, panel_rows)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out]."""
-        if self.panels is not None and self._has_few_rows(x):
-            return layers.linear(x, self.panels, len(self.weight), self.bias, relu2=False)
-        return self._product(x)
+        return self._product(x, relu2=False)
 
     def squared_relu(self, x: Tensor) -> Tensor:
         """max(x W^T + bias, 0)^2: x [..., in] -> [..., out]."""
-        if self.panels is not None and self._has_few_rows(x):
-            return layers.linear(x, self.panels, len(self.weight), self.bias, relu2=True)
-        return relu2(self._product(x))
+        return self._product(x, relu2=True)
 
-    def _has_few_rows(self, x: Tensor) -> bool:
-        return x.numel() <= _PANEL_ROWS * x.shape[-1] and calls.suits(x)
-
-    def _product(self, x: Tensor) -> Tensor:
+    def _product(self, x: Tensor, *, relu2: bool) -> Tensor:
+        rows = x.numel() // self.weight.shape[1]
+        if self.panels is not None and rows <= self.panel_rows and calls.suits(x):
+            return layers.linear(x, self.panels, len(self.weight), self.bias, relu2=relu2)
         if self.packed is None or _work(x, self.weight) < _PACKED_WORK:
-            return functional.linear(x, self.weight, self.bias)
-        return _onednn(x, self.packed, self.bias)
+            out = functional.linear(x, self.weight, self.bias)
+        else:
+            out = _onednn(x, self.packed, self.bias)
+        return squared_relu(out) if relu2 else out
 
 
-def relu2(x: Tensor) -> Tensor:
+def squared_relu(x: Tensor) -> Tensor:
     """max(x, 0)^2, the activation of every MLP and expert in the model; x is overwritten."""
     if calls.suits(x) and x.is_contiguous():
         return layers.square_relu(x)

@@ -22,7 +22,7 @@ from workers.kernels import dispatch
 from workers.kernels.cpu import calls, layers
 from workers.model import mlp
 from workers.model.config import ModelConfig
-from workers.model.linear import linear, relu2
+from workers.model.linear import linear, squared_relu
 from workers.model.weights import MoeWeights
 
 # What the calls around one expert's two products cost, in the work that a core does in that time
@@ -72,7 +72,7 @@ def experts_gathered(x: Tensor, routing: Routing, weights: MoeWeights) -> Tensor
     chosen = routing.indices[0]
     up = weights.expert_up.index_select(0, chosen)
     down = weights.expert_down.index_select(0, chosen)
-    hidden = relu2(functional.linear(x, up.flatten(0, 1)))
+    hidden = squared_relu(functional.linear(x, up.flatten(0, 1)))
     hidden = hidden.view(up.shape[:2]) * routing.weights[0].to(x.dtype).unsqueeze(-1)
     return hidden.view(1, -1) @ down.flatten(0, 1)
 
@@ -91,7 +91,7 @@ def experts_grouped(x: Tensor, routing: Routing, weights: MoeWeights) -> Tensor:
         if not count:
             continue
         end = start + count
-        hidden = relu2(linear(rows[start:end], weights.expert_up[expert]))
+        hidden = squared_relu(linear(rows[start:end], weights.expert_up[expert]))
         out = linear(hidden, weights.expert_down[expert].t()).float() * scale[start:end]
         # A token names an expert at most once, so no two rows add to the same place.
         result = result.index_add(0, tokens[start:end], out)
@@ -104,7 +104,7 @@ def experts_dense(x: Tensor, routing: Routing, weights: MoeWeights) -> Tensor:
     experts, size, _ = weights.expert_up.shape
     share = torch.zeros(len(x), experts, device=x.device)
     share = share.scatter(1, routing.indices, routing.weights).to(x.dtype)
-    hidden = relu2(weights.all_up(x))
+    hidden = weights.all_up.squared_relu(x)
     hidden.view(-1, experts, size).mul_(share.unsqueeze(-1))
     return weights.all_down(hidden)
 

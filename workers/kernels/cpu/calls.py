@@ -48,6 +48,7 @@ class _Function:
             self._call(*arguments)
 
 
+_whole: set[torch.dtype] = set()
 _functions: dict[tuple[str, torch.dtype], _Function] = {}
 
 
@@ -68,12 +69,14 @@ def enable(cache: Path | None = None) -> bool:
                     _functions[name, dtype] = _Function(compiled, name, called, signature)
             for name, signature in _FLOAT32_SIGNATURES.items():
                 _functions[name, torch.float32] = _Function(compiled, name, "float32", signature)
+            _whole.update({torch.bfloat16} if compiled.multiplies_bfloat16() else ())
     return bool(_functions)
 
 
 def disable() -> None:
     """Use PyTorch's own operations again."""
     _functions.clear()
+    _whole.clear()
 
 
 def enabled(tensor: Tensor) -> bool:
@@ -84,6 +87,11 @@ def enabled(tensor: Tensor) -> bool:
 def suits(tensor: Tensor) -> bool:
     """Whether kernels should do the work on this tensor; they have no gradients."""
     return enabled(tensor) and not torch.is_grad_enabled()
+
+
+def suits_all_products(tensor: Tensor) -> bool:
+    """Whether the kernel for products is the quickest for any number of rows of this type."""
+    return enabled(tensor) and tensor.dtype in _whole
 
 
 def replaces(dtype: torch.dtype, beside: Tensor) -> bool:

@@ -70,7 +70,7 @@ static inline void panel_rows(int64_t steps, const W* x, const W* w, float* out)
 #pragma GCC unroll 4
       for (int j = 0; j < COLUMNS; j++) {
         auto right = load(w + (k + turn) * PANEL + j * LANES);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int r = 0; r < ROWS; r++)
           sums[turn][r][j] = step(sums[turn][r][j], x[r * steps + k + turn], right);
       }
@@ -79,7 +79,7 @@ static inline void panel_rows(int64_t steps, const W* x, const W* w, float* out)
       for (int j = 0; j < COLUMNS; j++)
         sums[0][r][j] =
             step(sums[0][r][j], x[r * steps + k], load(w + k * PANEL + j * LANES));
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 4
     for (int j = 0; j < COLUMNS; j++) {
@@ -94,41 +94,47 @@ static inline v16 square_relu(v16 x) {
   return positive * positive;
 }
 
-// x W^T + bias; `in` counts what a panel steps over.
+constexpr int64_t ROWS_AT_ONCE = 96;  // of one task, while its panel is in the cache
+
+// x W^T + bias; `steps` is how often a panel steps over its inputs.
 template <typename T, typename W>
 static void linear(int64_t rows, int64_t steps, int64_t count, const W* x, const W* panels,
                    const T* bias, bool relu2, T* out) {
   const int64_t blocks = (count + PANEL - 1) / PANEL;
-#pragma omp parallel for schedule(static) if (rows * steps * count > 32768)
-  for (int64_t block = 0; block < blocks; block++) {
-    const int64_t from = block * PANEL, length = count - from < PANEL ? count - from : PANEL;
-    const W* w = panels + block * steps * PANEL;
-    float part[4 * PANEL];
-    for (int64_t row = 0; row < rows;) {
-      const W* given = x + row * steps;
-      const int made = rows - row >= 4 ? 4 : rows - row >= 2 ? 2 : 1;
-      if (made == 4)
-        panel_rows<4>(steps, given, w, part);
-      else if (made == 2)
-        panel_rows<2>(steps, given, w, part);
-      else
-        panel_rows<1>(steps, given, w, part);
-      for (int r = 0; r < made; r++, row++) {
-        T* to = out + row * count + from;
-        int64_t i = 0;
-        for (; i + LANES <= length; i += LANES) {
-          v16 value = load(part + r * PANEL + i);
-          if (bias) value += load(bias + from + i);
-          store(to + i, relu2 ? square_relu(value) : value);
+  const int64_t pieces = (rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
+#pragma omp parallel for collapse(2) schedule(static) if (rows * steps * count > 32768)
+  for (int64_t block = 0; block < blocks; block++)
+    for (int64_t piece = 0; piece < pieces; piece++) {
+      const int64_t from = block * PANEL, length = count - from < PANEL ? count - from : PANEL;
+      const int64_t last = (piece + 1) * ROWS_AT_ONCE < rows ? (piece + 1) * ROWS_AT_ONCE : rows;
+      const W* w = panels + block * steps * PANEL;
+      float part[6 * PANEL];
+      for (int64_t row = piece * ROWS_AT_ONCE; row < last;) {
+        const W* given = x + row * steps;
+        const int64_t left = last - row;
+        const int made = left >= 6 && left != 8 ? 6 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        switch (made) {
+          case 6: panel_rows<6>(steps, given, w, part); break;
+          case 4: panel_rows<4>(steps, given, w, part); break;
+          case 2: panel_rows<2>(steps, given, w, part); break;
+          default: panel_rows<1>(steps, given, w, part);
         }
-        for (; i < length; i++) {
-          float value = part[r * PANEL + i] + (bias ? up(bias[from + i]) : 0.0f);
-          if (relu2) value = value > 0 ? value * value : 0 * value;
-          put(to + i, value);
+        for (int r = 0; r < made; r++, row++) {
+          T* to = out + row * count + from;
+          int64_t i = 0;
+          for (; i + LANES <= length; i += LANES) {
+            v16 value = load(part + r * PANEL + i);
+            if (bias) value += load(bias + from + i);
+            store(to + i, relu2 ? square_relu(value) : value);
+          }
+          for (; i < length; i++) {
+            float value = part[r * PANEL + i] + (bias ? up(bias[from + i]) : 0.0f);
+            if (relu2) value = value > 0 ? value * value : 0 * value;
+            put(to + i, value);
+          }
         }
       }
     }
-  }
 }
 
 // COUNT rows of w, [in] each, times x.
@@ -250,6 +256,14 @@ static void route(int64_t tokens, int64_t count, int64_t chosen, const float* lo
   }
 
 extern "C" {
+// Whether this processor multiplies pairs of bfloat16, so that large products are quick as well.
+int64_t multiplies_bfloat16() {
+#ifdef __AVX512BF16__
+  return 1;
+#else
+  return 0;
+#endif
+}
 EXPORT(float, float, float32)
 EXPORT(bf16, uint32_t, bfloat16)
 void route_float32(int64_t tokens, int64_t count, int64_t chosen, const float* logits,
