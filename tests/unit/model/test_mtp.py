@@ -19,7 +19,7 @@ from workers.training.shape import shipped_config
 
 
 @pytest.fixture(scope="module")
-def model() -> HybridModel:
+def model(operations: str) -> HybridModel:
     """The shipped shape with random weights of a scale at which drafts differ."""
     config = dataclasses.replace(shipped_config(), vocab_size=64, dtype=torch.float32)
     parameters = initial_parameters(config, seed=3)

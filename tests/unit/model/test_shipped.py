@@ -26,7 +26,7 @@ PROMPTS = (
 
 
 @pytest.fixture(scope="module")
-def model() -> HybridModel:
+def model(operations: str) -> HybridModel:
     return load_model(FOLDER, torch.float32)
 
 

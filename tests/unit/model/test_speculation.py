@@ -23,7 +23,7 @@ SHIPPED = Path(__file__).parents[3] / DEFAULT_OUTPUT
 
 
 @pytest.fixture(scope="module")
-def random_model() -> HybridModel:
+def random_model(operations: str) -> HybridModel:
     """The shipped shape with weights at which drafts are sometimes right."""
     config = dataclasses.replace(shipped_config(), vocab_size=16, dtype=torch.float32)
     parameters = initial_parameters(config, seed=5)
@@ -35,7 +35,7 @@ def random_model() -> HybridModel:
 
 
 @pytest.fixture(scope="module")
-def shipped() -> HybridModel:
+def shipped(operations: str) -> HybridModel:
     return load_model(SHIPPED, torch.float32)
 
 
