@@ -14,6 +14,7 @@ from torch.nn import functional
 from workers.kernels import dispatch
 from workers.kernels.cpu import attention as kernel
 from workers.kernels.cpu import calls
+from workers.kernels.cpu.pages import PlannedPages
 from workers.model.config import ModelConfig
 from workers.model.paging import PrefillPages, WindowPages
 from workers.model.weights import AttentionWeights
@@ -64,7 +65,9 @@ def project_kv(x: Tensor, weights: AttentionWeights, config: ModelConfig) -> Ten
     return fused.view(-1, 2, config.num_key_value_heads, config.head_dim)
 
 
-def attend_pages(q: Tensor, planes: Tensor, pages: WindowPages, config: ModelConfig) -> Tensor:
+def attend_pages(
+    q: Tensor, planes: Tensor, pages: WindowPages | PlannedPages, config: ModelConfig
+) -> Tensor:
     """Softmax attention of queries over the stored tokens of their requests.
 
     Args:
@@ -76,12 +79,11 @@ def attend_pages(q: Tensor, planes: Tensor, pages: WindowPages, config: ModelCon
     Returns:
         [b, queries, heads * head_dim].
     """
+    if isinstance(pages, PlannedPages):
+        return kernel.attend(q, planes, pages.tables, pages.visible, config.num_attention_heads)
     if dispatch.suits(q):
         return dispatch.attend_pages(q, planes, pages, config)
     batch, queries, _ = q.shape
-    if calls.suits(q):
-        tables = pages.tables.view(batch, -1)
-        return kernel.attend(q, planes, tables, pages.visible, config.num_attention_heads)
     kv_heads, head_dim = config.num_key_value_heads, config.head_dim
     share = config.num_attention_heads // kv_heads
     k, v = pages.read(planes)  # [kv_heads, b, keys, head_dim]
@@ -138,7 +140,7 @@ def window(
     x: Tensor,
     kv: Tensor,
     layer: int,
-    pages: WindowPages,
+    pages: WindowPages | PlannedPages,
     weights: AttentionWeights,
     config: ModelConfig,
 ) -> Tensor:
@@ -159,7 +161,7 @@ def window(
     sizes = [config.query_size, 2 * config.key_value_size]
     q, new = torch.split(fused, sizes, dim=-1)
     planes = kv[:, layer]
-    pages.write(planes, new.reshape(-1, 2, config.num_key_value_heads, config.head_dim))
+    pages.write(planes, _stored(new, config))
     return project_out(attend_pages(q, planes, pages, config), weights)
 
 
@@ -168,7 +170,7 @@ def window_last(
     last: Tensor,
     kv: Tensor,
     layer: int,
-    pages: WindowPages,
+    pages: WindowPages | PlannedPages,
     weights: AttentionWeights,
     config: ModelConfig,
 ) -> Tensor:
@@ -176,7 +178,7 @@ def window_last(
 
     Args:
         x: [b, w, d], normed; keys and values of all of it are stored.
-        last: [b, d], the row of x whose output is wanted: the query of `pages`.
+        last: int64 [b], the token of each request whose output is wanted: the query of `pages`.
         kv: as in `prefill`.
         layer: index into dimension 1 of kv.
         pages: where the tokens of each request live; made with `counts`.
@@ -186,9 +188,22 @@ def window_last(
     Returns:
         [b, d].
     """
+    # Queries of the other tokens are computed and dropped: windows are short, calls are not.
+    q, new = torch.split(weights.qkv(x), [config.query_size, 2 * config.key_value_size], dim=-1)
     planes = kv[:, layer]
-    pages.write(planes, project_kv(x.flatten(0, 1), weights, config))
-    size, qkv = config.query_size, weights.qkv
-    bias = None if qkv.bias is None else qkv.bias[:size]
-    q = functional.linear(last, qkv.weight[:size], bias).unsqueeze(1)
+    pages.write(planes, _stored(new, config))
+    q = take(q, last).unsqueeze(1)
     return project_out(attend_pages(q, planes, pages, config).squeeze(1), weights)
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """One row of each request: x [b, w, n] at index int64 [b]: [b, n]."""
+    if x.shape[1] == 1:
+        return x[:, 0]
+    return x[torch.arange(len(x), device=x.device), index]
+
+
+def _stored(new: Tensor, config: ModelConfig) -> Tensor:
+    """Fused keys and values [b, w, ...] as pages store them: [b * w, 2, kv_heads, head_dim]."""
+    heads = torch.unflatten(new, -1, (2, config.num_key_value_heads, config.head_dim))
+    return heads.flatten(0, 1)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from workers.kernels.cpu.pages import PlannedPages
 from workers.model import attention, mamba, mlp, moe, mtp, windows
 from workers.model.config import ModelConfig
 from workers.model.norm import add_norm, rms_norm
@@ -289,7 +290,7 @@ class HybridModel:
         context_lens: Tensor,
         width: int,
         counts: Tensor | None = None,
-    ) -> WindowPages:
+    ) -> WindowPages | PlannedPages:
         config = self.config
         return WindowPages.of(
             block_tables,

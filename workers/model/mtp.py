@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from workers.kernels.cpu.pages import PlannedPages
 from workers.model import attention, mlp, moe
 from workers.model.config import LayerKind, ModelConfig
 from workers.model.norm import rms_norm
@@ -115,7 +116,7 @@ def window(
     hidden: Tensor,
     last: Tensor,
     draft_kv: Tensor,
-    pages: tuple[WindowPages, WindowPages],
+    pages: tuple[WindowPages | PlannedPages, WindowPages | PlannedPages],
     weights: MtpWeights,
     config: ModelConfig,
 ) -> Tensor:
@@ -136,19 +137,18 @@ def window(
     """
     eps = config.layer_norm_epsilon
     x = combine(embedding, hidden, weights, config)
-    rows = torch.arange(len(x), device=x.device)
     attention_layer, narrow_at = 0, _last_attention(weights)
     if narrow_at < 0:
-        x = x[rows, last]
+        x = attention.take(x, last)
     for index, layer in enumerate(weights.layers):
         normed = rms_norm(x, layer.norm, eps)
         match layer.mixer:
             case AttentionWeights() as mixer if index == narrow_at:
                 # Later layers need one position, so this one makes keys of all but queries of one.
                 mixed = attention.window_last(
-                    normed, normed[rows, last], draft_kv, attention_layer, pages[1], mixer, config
+                    normed, last, draft_kv, attention_layer, pages[1], mixer, config
                 )
-                x = x[rows, last] + mixed
+                x = attention.take(x, last) + mixed
             case AttentionWeights() as mixer:
                 x = x + attention.window(normed, draft_kv, attention_layer, pages[0], mixer, config)
                 attention_layer += 1

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from workers.kernels import dispatch
 from workers.kernels.cpu import calls
+from workers.kernels.cpu.pages import PlannedPages
 
 
 def _zero(blocks: Tensor, memories: Iterable[Tensor]) -> None:
@@ -126,7 +127,7 @@ class WindowPages:
         share: int,
         dtype: torch.dtype,
         counts: Tensor | None = None,
-    ) -> WindowPages:
+    ) -> WindowPages | PlannedPages:
         """Plan for windows of `width` tokens after `context_lens` [b] stored ones.
 
         Args:
@@ -139,6 +140,8 @@ class WindowPages:
             counts: int64 [b]; when given, the one query of a request is its new token counts - 1;
                 otherwise every new token is a query.
         """
+        if calls.replaces(dtype, block_tables):
+            return PlannedPages.of(block_tables, block_size, context_lens, width, counts)
         device = block_tables.device
         positions = context_lens[:, None] + torch.arange(width, device=device)
         queries = positions if counts is None else (context_lens + counts - 1)[:, None]
@@ -162,7 +165,7 @@ class WindowPages:
         tables = torch.where(own & (tables >= 0), tables, tables[:, :1])
         opened = blocks[offsets == 0]
         plan = (blocks, offsets, placed, opened, tables.flatten(), queries + 1)
-        if dispatch.suits(tables) or calls.replaces(dtype, tables):
+        if dispatch.suits(tables):
             return cls(*plan, None)
         keys = torch.arange(tables.shape[1] * block_size, device=device)
         hidden = keys > queries[..., None]

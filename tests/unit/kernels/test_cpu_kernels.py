@@ -101,7 +101,7 @@ def naive_mixer(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Token by token in float64: output [t, inner], history, state after each token."""
     inner, heads, groups = config.mamba_inner, config.mamba_num_heads, config.mamba_groups
-    gate, inputs, dt = projected.double().split([inner, config.conv_dim, heads], dim=-1)
+    gate, inputs, dt = torch.split(projected.double(), [inner, config.conv_dim, heads], dim=-1)
     past = torch.cat([history.double().T, inputs])
     state, outputs, states = state.double(), [], []
     dts = functional.softplus(dt + weights.dt_bias.double())
@@ -111,7 +111,7 @@ def naive_mixer(
         if weights.conv_bias is not None:
             mixed = mixed + weights.conv_bias.double()
         mixed = functional.silu(mixed)
-        x, b, c = mixed.split([inner, *[groups * config.ssm_state_size] * 2])
+        x, b, c = torch.split(mixed, [inner, *[groups * config.ssm_state_size] * 2])
         x = x.view(heads, -1)
         b, c = (part.view(groups, -1).repeat_interleave(heads // groups, 0) for part in (b, c))
         step = dts[token].unsqueeze(-1)

@@ -27,7 +27,12 @@ _SIGNATURES = {
     "mamba_windows": "ppiiipppp",
     "square_relu": "ip",
 }
-_FLOAT32_SIGNATURES = {"route": "iiippidpp"}
+_FLOAT32_SIGNATURES = {
+    "open_pages": "ipppi",
+    "plan_pages": "piiiipippppp",
+    "route": "iiippidpp",
+    "write_pages": "iiiipppipi",
+}
 Argument = int | float | None | ctypes.Structure
 
 

@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-_SOURCES = ("attention.cpp", "layers.cpp", "mamba.cpp")
+_SOURCES = ("attention.cpp", "layers.cpp", "mamba.cpp", "pages.cpp")
 _HEADERS = ("vector.h",)
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = (
