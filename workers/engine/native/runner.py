@@ -77,28 +77,29 @@ class ModelRunner:
         The first pass takes in every context position that the MTP block has not seen, with the
         true hidden states; the others feed the block's own output back (papers: recursive MTP).
         """
-        counts = [len(row.undrafted) if row.undrafted is not None else 0 for row in rows]
+        undrafted = [row.undrafted for row in rows if row.undrafted is not None]
+        counts = [len(hidden) for hidden in undrafted]
         width = max(counts)
-        shape = (len(rows), width, self._store.geometry.draft_hidden_size)
-        hidden = torch.zeros(shape, dtype=self._store.geometry.dtype, device=self._device)
-        next_ids = torch.zeros((len(rows), width), dtype=torch.int64)
-        for index, (row, count) in enumerate(zip(rows, counts, strict=True)):
-            assert row.undrafted is not None
-            hidden[index, :count] = row.undrafted
-            next_ids[index, :count] = torch.tensor(row.tokens_from(row.context_tokens - count + 1))
+        hidden = torch.nn.utils.rnn.pad_sequence(undrafted, batch_first=True)
+        next_ids = self._tensor(
+            [
+                [*row.tokens_from(row.context_tokens - count + 1), *(0,) * (width - count)]
+                for row, count in zip(rows, counts, strict=True)
+            ]
+        )
         tables = self._tables(rows)
         positions = self._tensor(
             [row.context_tokens - count for row, count in zip(rows, counts, strict=True)]
         )
         state, drafts = self._store.tensors, []
-        valid, next_ids = self._tensor(counts), next_ids.to(self._device)
+        valid = self._tensor(counts)
+        one = torch.ones_like(valid)
         for _ in range(draft_tokens):
             last = self._model.draft(
                 next_ids, hidden, state, block_tables=tables, context_lens=positions, counts=valid
             )
             drafts.append(self._model.logits(last).argmax(dim=-1))
-            positions = positions + valid
-            valid = torch.ones_like(valid)
+            positions, valid = positions + valid, one
             next_ids, hidden = drafts[-1][:, None], last[:, None]
         for row in rows:
             row.undrafted = None
