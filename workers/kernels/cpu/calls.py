@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch._C._profiler import _RecordFunctionFast
 from torch.autograd import profiler
 
 from workers.kernels.cpu import library
@@ -47,7 +48,7 @@ class _Function:
 
     def __call__(self, *arguments: object) -> None:
         if profiler._is_profiler_enabled:
-            with profiler.record_function(self._label):
+            with _RecordFunctionFast(self._label):
                 self._call(*arguments)
         else:
             self._call(*arguments)

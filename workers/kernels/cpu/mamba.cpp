@@ -251,7 +251,9 @@ static void scan_head(const Mamba& m, int head, int tokens, const float* mixed, 
   float* transposed = scratch(0, size_t(size) * wide);
   float* x = scratch(1, size_t(CHUNK) * wide);
   float* weights = scratch(2, size_t(CHUNK) * CHUNK);
-  float* part = scratch(3, size_t(CHUNK) * wide);
+  float* part = scratch(3, size_t(CHUNK) * (wide + 2 * size));
+  float* b = part + CHUNK * wide;  // B and C of a chunk, close together: rows of `mixed` are
+  float* c = b + CHUNK * size;     // so far apart that they would evict each other
   memset(transposed, 0, sizeof(float) * size * wide);
   memset(x, 0, sizeof(float) * CHUNK * wide);
   for (int i = 0; i < p; i++)
@@ -266,8 +268,12 @@ static void scan_head(const Mamba& m, int head, int tokens, const float* mixed, 
       running += double(step[t] * m.rate[head]);
       sums[t] = float(running);
     }
-    for (int t = 0; t < length; t++)
-      memcpy(x + t * wide, inputs + t * channels + head * p, sizeof(float) * p);
+    for (int t = 0; t < length; t++) {
+      const float* row = inputs + t * channels;
+      memcpy(x + t * wide, row + head * p, sizeof(float) * p);
+      memcpy(b + t * size, row + inner + group * size, sizeof(float) * size);
+      memcpy(c + t * size, row + inner + (m.groups + group) * size, sizeof(float) * size);
+    }
     const float* cb = scores + ((first / CHUNK) * m.groups + group) * CHUNK * CHUNK;
     for (int t = 0; t < length; t++) {
       for (int u = 0; u <= t; u += LANES) {
@@ -277,8 +283,7 @@ static void scan_head(const Mamba& m, int head, int tokens, const float* mixed, 
       for (int u = t + 1; u < padded(t + 1); u++) weights[t * CHUNK + u] = 0;
     }
     // What the state before the chunk gives, decayed, and what its own tokens give.
-    const float* c = inputs + inner + (m.groups + group) * size;
-    multiply(length, size, wide, c, channels, 1, transposed, wide, part, wide, false);
+    multiply(length, size, wide, c, size, 1, transposed, wide, part, wide, false);
     for (int t = 0; t < length; t++) {
       const float carried = expf(sums[t]);
       for (int i = 0; i < wide; i++) part[t * wide + i] *= carried;
@@ -300,8 +305,7 @@ static void scan_head(const Mamba& m, int head, int tokens, const float* mixed, 
       for (int i = 0; i < wide; i++) x[t * wide + i] *= scale;
     }
     for (int i = 0; i < size * wide; i++) transposed[i] *= whole;
-    const float* b = inputs + inner + group * size;
-    multiply(size, length, wide, b, 1, channels, x, wide, transposed, wide, true);
+    multiply(size, length, wide, b, 1, size, x, wide, transposed, wide, true);
   }
   for (int i = 0; i < p; i++)
     for (int n = 0; n < size; n++) state[i * size + n] = transposed[n * wide + i];
