@@ -43,7 +43,7 @@ class Linear:
     weight: Tensor
     bias: Tensor | None
     packed: Tensor | None
-    panels: Tensor | None
+    panels: layers.Panels | None
     panel_rows: int
 
     @classmethod
@@ -54,8 +54,8 @@ class Linear:
         if not weight.requires_grad and weight.numel():
             every = calls.suits_all_products(weight)
             small = weight.numel() <= _PANEL_ELEMENTS and calls.enabled(weight)
-            if (every or small) and layers.suits_panels(weight):
-                panels = layers.panels(weight)
+            if (every or small) and layers.Panels.can_lay_out(weight):
+                panels = layers.Panels(weight, bias)
                 panel_rows = sys.maxsize if every else _PANEL_ROWS
             if _has_onednn(weight) and panel_rows != sys.maxsize:
                 packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _LAYOUT_ROWS)
@@ -70,9 +70,9 @@ class Linear:
         return self._product(x, relu2=True)
 
     def _product(self, x: Tensor, *, relu2: bool) -> Tensor:
-        rows = x.numel() // self.weight.shape[1]
-        if self.panels is not None and rows <= self.panel_rows and calls.suits(x):
-            return layers.linear(x, self.panels, len(self.weight), self.bias, relu2=relu2)
+        panels = self.panels
+        if panels is not None and x.numel() <= self.panel_rows * x.shape[-1] and calls.suits(x):
+            return panels(x, relu2=relu2)
         if self.packed is None or _work(x, self.weight) < _PACKED_WORK:
             out = functional.linear(x, self.weight, self.bias)
         else:

@@ -60,12 +60,11 @@ def test_residual_sum_and_norm(dtype: torch.dtype, size: int) -> None:
 def test_products(dtype: torch.dtype, rows: int, outputs: int, inputs: int) -> None:
     x, weight = noise(rows, inputs, dtype=dtype), noise(outputs, inputs, dtype=dtype)
     bias = noise(outputs, dtype=dtype)
-    packed = layers.panels(weight)
     expected = x.double() @ weight.double().T
-    found = layers.linear(x, packed, outputs, None, relu2=False)
+    found = layers.Panels(weight, None)(x, relu2=False)
     assert_close(found, expected, scale=inputs**0.5)
     squared = (expected + bias.double()).relu().square()
-    found = layers.linear(x, packed, outputs, bias, relu2=True)
+    found = layers.Panels(weight, bias)(x, relu2=True)
     assert_close(found, squared, scale=inputs)
 
 

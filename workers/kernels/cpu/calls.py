@@ -92,7 +92,12 @@ def enabled(tensor: Tensor) -> bool:
 
 def suits(tensor: Tensor) -> bool:
     """Whether kernels should do the work on this tensor; they have no gradients."""
-    return enabled(tensor) and not torch.is_grad_enabled()
+    return (
+        bool(_functions)
+        and tensor.is_cpu
+        and tensor.dtype in _NAMES
+        and not torch.is_grad_enabled()
+    )
 
 
 def suits_all_products(tensor: Tensor) -> bool:

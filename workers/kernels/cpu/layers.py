@@ -35,41 +35,49 @@ def add_norm(x: Tensor, added: Tensor | None, weight: Tensor, eps: float) -> Ten
     return out
 
 
-def panels(weight: Tensor) -> Tensor:
-    """A weight [out, in] in the layout of `linear`: [out / 64, in, 64], the last panel padded.
+class Panels:
+    """x W^T + bias with a weight [out, in] laid out for it.
 
-    In bfloat16 two inputs lie together: [out / 64, in / 2, 64, 2]; `in` must be even there.
+    In float32 the layout is [out / 64, in, 64], the last panel padded; in bfloat16 two inputs lie
+    together: [out / 64, in / 2, 64, 2]. Calls are many and short, so all that they need of the
+    weight is looked up once.
     """
-    together = _TOGETHER[weight.dtype]
-    padded = functional.pad(weight, (0, 0, 0, -len(weight) % _PANEL))
-    split = padded.view(-1, _PANEL, padded.shape[1] // together, together)
-    return split.transpose(1, 2).contiguous()
 
+    __slots__ = ("_bias", "_count", "_function", "_inputs", "_packed", "_pointers", "_steps")
 
-def suits_panels(weight: Tensor) -> bool:
-    """Whether `panels` can lay a weight [out, in] out."""
-    return weight.dtype in _TOGETHER and weight.shape[1] % _TOGETHER[weight.dtype] == 0
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Lay out `weight`, for which `can_lay_out` holds."""
+        together = _TOGETHER[weight.dtype]
+        self._count, self._inputs = weight.shape
+        padded = functional.pad(weight, (0, 0, 0, -self._count % _PANEL))
+        self._steps = self._inputs // together
+        split = padded.view(-1, _PANEL, self._steps, together)
+        self._packed, self._bias = split.transpose(1, 2).contiguous(), bias
+        self._pointers = self._packed.data_ptr(), None if bias is None else bias.data_ptr()
+        self._function = function("linear", weight.dtype)
 
+    @staticmethod
+    def can_lay_out(weight: Tensor) -> bool:
+        """Whether there is a layout for a weight [out, in]."""
+        together = _TOGETHER.get(weight.dtype)
+        return together is not None and weight.shape[1] % together == 0
 
-def linear(x: Tensor, packed: Tensor, count: int, bias: Tensor | None, *, relu2: bool) -> Tensor:
-    """x W^T + bias of x [..., in], then the squared ReLU if asked for: [..., count].
-
-    `packed` is what `panels` made of W [count, in].
-    """
-    x = x.contiguous()
-    size = x.shape[-1]
-    out = x.new_empty((*x.shape[:-1], count))
-    function("linear", x.dtype)(
-        x.numel() // size,
-        packed.shape[1],
-        count,
-        x.data_ptr(),
-        packed.data_ptr(),
-        None if bias is None else bias.data_ptr(),
-        relu2,
-        out.data_ptr(),
-    )
-    return out
+    def __call__(self, x: Tensor, *, relu2: bool) -> Tensor:
+        """x [..., in] -> [..., out], then the squared ReLU if asked for."""
+        x = x.contiguous()
+        out = x.new_empty((*x.shape[:-1], self._count))
+        packed, bias = self._pointers
+        self._function(
+            x.numel() // self._inputs,
+            self._steps,
+            self._count,
+            x.data_ptr(),
+            packed,
+            bias,
+            relu2,
+            out.data_ptr(),
+        )
+        return out
 
 
 def square_relu(x: Tensor) -> Tensor:
