@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from workers.engine.commands import Command
 from workers.engine.events import StepEvents
 from workers.engine.native.engine import NativeEngine
+from workers.parallel.communicator import RanksLost
 
 _LOG = logging.getLogger(__name__)
 _STOP_TIMEOUT_S = 30.0
@@ -28,7 +29,7 @@ class EngineLoop:
         self._engine = engine
         self._emit = emit
         # None asks the loop to end.
-        self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Command | RanksLost | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.failed: Future[BaseException] = Future()
 
@@ -37,6 +38,8 @@ class EngineLoop:
         return self.failed.result() if self.failed.done() else None
 
     def start(self) -> None:
+        # An idle engine would not notice that it cannot go on.
+        self._engine.on_lost(self._commands.put)
         self._thread.start()
 
     def post(self, command: Command) -> None:
@@ -71,5 +74,7 @@ class EngineLoop:
                 return True
             if command is None:
                 return False
+            if isinstance(command, RanksLost):
+                raise command
             self._engine.handle(command)
             block = False

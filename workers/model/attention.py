@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from workers.kernels import dispatch
+from workers.model import kvp_attention
 from workers.model.config import ModelConfig
+from workers.model.kvp_paging import KvpPages
 from workers.model.paging import PrefillPages, WindowPages
 from workers.model.weights import AttentionWeights
 
@@ -62,7 +64,9 @@ def project_kv(x: Tensor, weights: AttentionWeights, config: ModelConfig) -> Ten
     return fused.view(-1, 2, config.num_key_value_heads, config.head_dim)
 
 
-def attend_pages(q: Tensor, planes: Tensor, pages: WindowPages, config: ModelConfig) -> Tensor:
+def attend_pages(
+    q: Tensor, planes: Tensor, pages: WindowPages | KvpPages, config: ModelConfig
+) -> Tensor:
     """Softmax attention of queries over the stored tokens of their requests.
 
     Args:
@@ -72,8 +76,10 @@ def attend_pages(q: Tensor, planes: Tensor, pages: WindowPages, config: ModelCon
         config: the shape.
 
     Returns:
-        [b, queries, heads * head_dim].
+        [b, queries, heads * head_dim]; of the heads, this rank's part when KVP ranks share them.
     """
+    if isinstance(pages, KvpPages):
+        return kvp_attention.attend(q, planes, pages, config)
     if dispatch.suits(q):
         return dispatch.attend_pages(q, planes, pages, config)
     batch, queries, _ = q.shape
@@ -91,14 +97,15 @@ def attend_pages(q: Tensor, planes: Tensor, pages: WindowPages, config: ModelCon
 
 def project_out(mixed: Tensor, weights: AttentionWeights) -> Tensor:
     """Output projection, [..., heads * head_dim] -> [..., d]."""
-    return weights.out(mixed)
+    out = weights.out(mixed)
+    return out if weights.ranks is None else weights.ranks.sum(out)
 
 
 def prefill(
     x: Tensor,
     kv: Tensor,
     layer: int,
-    pages: PrefillPages,
+    pages: PrefillPages | KvpPages,
     weights: AttentionWeights,
     config: ModelConfig,
 ) -> Tensor:
@@ -118,7 +125,9 @@ def prefill(
     q, k, v = project_qkv(x, weights, config)
     planes = kv[:, layer]
     pages.write(planes, torch.stack([k, v], dim=1))
-    if pages.context_tokens == 0:
+    if isinstance(pages, KvpPages):
+        mixed = kvp_attention.attend(q.flatten(-2)[None], planes, pages, config)
+    elif pages.context_tokens == 0:
         mixed = attend(q[None], k[None], v[None], None)
     else:
         stored = pages.read(planes).transpose(1, 2)
@@ -130,7 +139,7 @@ def window(
     x: Tensor,
     kv: Tensor,
     layer: int,
-    pages: WindowPages,
+    pages: WindowPages | KvpPages,
     weights: AttentionWeights,
     config: ModelConfig,
 ) -> Tensor:
@@ -160,7 +169,7 @@ def window_last(
     last: Tensor,
     kv: Tensor,
     layer: int,
-    pages: WindowPages,
+    pages: WindowPages | KvpPages,
     weights: AttentionWeights,
     config: ModelConfig,
 ) -> Tensor:

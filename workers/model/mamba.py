@@ -157,5 +157,7 @@ def finish(
 ) -> Tensor:
     """Add D x, apply the gated norm and project back to d."""
     y = torch.addcmul(y, values, weights.skip.unsqueeze(-1)).flatten(-2)
-    normed = gated_group_norm(y, gate, weights.norm, config.mamba_groups, config.layer_norm_epsilon)
-    return weights.out_proj(normed)
+    eps, ranks = config.layer_norm_epsilon, weights.ranks
+    normed = gated_group_norm(y, gate, weights.norm, config.mamba_groups, eps, ranks)
+    out = weights.out_proj(normed)
+    return out if ranks is None else ranks.sum(out)

@@ -16,4 +16,5 @@ def relu2(x: Tensor) -> Tensor:
 def mix(x: Tensor, weights: MlpWeights) -> Tensor:
     """down(relu2(up(x))); x and result [..., d]."""
     hidden = relu2(weights.up(x))
-    return weights.down(hidden)
+    out = weights.down(hidden)
+    return out if weights.ranks is None else weights.ranks.sum(out)

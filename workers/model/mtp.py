@@ -16,6 +16,7 @@ from torch import Tensor
 
 from workers.model import attention, mlp, moe
 from workers.model.config import LayerKind, ModelConfig
+from workers.model.kvp_paging import KvpPages
 from workers.model.norm import rms_norm
 from workers.model.paging import PrefillPages, WindowPages
 from workers.model.weights import (
@@ -79,7 +80,7 @@ def prefill(
     embedding: Tensor,
     hidden: Tensor,
     draft_kv: Tensor,
-    pages: PrefillPages,
+    pages: PrefillPages | KvpPages,
     weights: MtpWeights,
     config: ModelConfig,
 ) -> None:
@@ -115,7 +116,7 @@ def window(
     hidden: Tensor,
     last: Tensor,
     draft_kv: Tensor,
-    pages: tuple[WindowPages, WindowPages],
+    pages: tuple[WindowPages | KvpPages, WindowPages | KvpPages],
     weights: MtpWeights,
     config: ModelConfig,
 ) -> Tensor:
