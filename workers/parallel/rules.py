@@ -16,29 +16,35 @@ class IllegalLayout(ValueError):
     """A layout that the model cannot be cut into; the message names the rule."""
 
 
-def check_layout(config: ModelConfig, layout: ParallelLayout, block_tokens: int) -> None:
+def check_layout(
+    config: ModelConfig, layout: ParallelLayout, block_tokens: int, *, repeat_kv_heads: bool = False
+) -> None:
     """Refuse a layout that does not fit a model.
 
     Args:
         config: the model, whole.
         layout: how it is to be cut. That its two products agree is `ParallelLayout`'s own rule.
         block_tokens: tokens of a KV block on one rank.
+        repeat_kv_heads: whether several TPA ranks may hold the same KV head, as prefill workers do,
+            which keep KV for a moment only.
 
     Raises:
         IllegalLayout: naming every rule that is broken.
     """
     if layout.size == 1:
         return
-    broken = list(_broken(config, layout, block_tokens))
+    broken = list(_broken(config, layout, block_tokens, repeat_kv_heads))
     if broken:
         raise IllegalLayout("; ".join(broken))
 
 
-def _broken(config: ModelConfig, layout: ParallelLayout, block_tokens: int) -> Iterator[str]:
+def _broken(
+    config: ModelConfig, layout: ParallelLayout, block_tokens: int, repeat_kv_heads: bool
+) -> Iterator[str]:
     kinds = {*config.layers, *config.mtp_layers}
     ranks = layout.size
     if LayerKind.ATTENTION in kinds:
-        yield from _broken_by_attention(config, layout)
+        yield from _broken_by_attention(config, layout, repeat_kv_heads)
     if block_tokens % layout.interleave and layout.kvp > 1:
         yield (
             f"interleave {layout.interleave} must divide block_tokens {block_tokens}, "
@@ -64,13 +70,15 @@ def _broken(config: ModelConfig, layout: ParallelLayout, block_tokens: int) -> I
         yield from _divides("intermediate_size", config.intermediate_size, "kvp x tpa", ranks)
 
 
-def _broken_by_attention(config: ModelConfig, layout: ParallelLayout) -> Iterator[str]:
+def _broken_by_attention(
+    config: ModelConfig, layout: ParallelLayout, repeat_kv_heads: bool
+) -> Iterator[str]:
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     yield from _divides("num_attention_heads", heads, "kvp x tpa", layout.size)
-    if layout.tpa > kv_heads and layout.kvp > 1:
+    if layout.tpa > kv_heads and not repeat_kv_heads:
         yield (
             f"tpa {layout.tpa} is more than num_key_value_heads {kv_heads}: KV would be stored "
-            f"{layout.tpa // kv_heads} times; set tpa to {kv_heads} at most and kvp higher"
+            f"more than once; set tpa to {kv_heads} at most and kvp higher"
         )
     elif layout.tpa > kv_heads:
         yield from _divides("tpa", layout.tpa, "num_key_value_heads", kv_heads)

@@ -57,7 +57,8 @@ def load_native_engine(config: WorkerConfig, tracing: Tracing) -> LoadedEngine:
     refuse_unbuilt_drafts(config)
     layout, path = config.parallel, Path(config.model_path)
     model = ModelConfig.from_file(path)
-    check_layout(model, layout, config.block_tokens)
+    repeat = config.role == "prefill"
+    check_layout(model, layout, config.block_tokens, repeat_kv_heads=repeat)
     if layout.size == 1:
         passes = load_part(config, None, progress=_log_progress(time.monotonic))
         return _engine(config, model, passes, None, tracing)
