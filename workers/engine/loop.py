@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 
@@ -61,6 +62,9 @@ class EngineLoop:
                     self._emit(events)
         except BaseException as error:  # noqa: BLE001 - whatever it was, the worker is lost
             _LOG.exception("the engine failed")
+            # Whoever keeps the error must not keep what the engine was working with: tensors, and
+            # the connections to other ranks.
+            traceback.clear_frames(error.__traceback__)
             self.failed.set_result(error)
 
     def _take_commands(self) -> bool:
