@@ -27,6 +27,7 @@ from workers.engine.native.calls import Call
 from workers.parallel.communicator import Communicator, RanksLost
 from workers.parallel.frames import encode
 from workers.parallel.rank import HOST, JOINING, READY, RankSetup, join
+from workers.parallel.traffic import Traffic
 
 _STOP_GRACE_S = 5.0
 _LOG = logging.getLogger(__name__)
@@ -66,6 +67,12 @@ class RankGroup:
     def pids(self) -> tuple[int, ...]:
         """Processes of ranks 1 to N-1."""
         return tuple(child.pid for child in self._children)
+
+    @property
+    def traffic(self) -> Traffic:
+        """What rank 0 sent to the others, and how long it waited for them."""
+        assert self._communicator is not None
+        return self._communicator.traffic
 
     def join(self) -> Communicator:
         """Meet the others as rank 0. Raises RanksLost when one of them ends or does not come."""

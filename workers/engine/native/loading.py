@@ -55,23 +55,35 @@ def load_native_engine(config: WorkerConfig, tracing: Tracing) -> LoadedEngine:
         RanksLost: another rank ended while it started.
     """
     refuse_unbuilt_drafts(config)
-    layout, path = config.parallel, Path(config.model_path)
-    model = ModelConfig.from_file(path)
+    model = ModelConfig.from_file(Path(config.model_path))
+    passes, group = start_ranks(config, model)
+    try:
+        return _engine(config, model, passes, group, tracing)
+    except BaseException:
+        if group is not None:
+            group.close()
+        raise
+
+
+def start_ranks(config: WorkerConfig, model: ModelConfig) -> tuple[ModelPasses, RankGroup | None]:
+    """What rank 0 runs, and the other ranks if there are any; all have loaded their part.
+
+    Raises: as `load_native_engine`.
+    """
+    layout = config.parallel
     repeat = config.role == "prefill"
     check_layout(model, layout, config.block_tokens, repeat_kv_heads=repeat)
+    progress = _log_progress(time.monotonic)
     if layout.size == 1:
-        passes = load_part(config, None, progress=_log_progress(time.monotonic))
-        return _engine(config, model, passes, None, tracing)
+        return load_part(config, None, progress=progress), None
     group = RankGroup(config)
     try:
-        communicator = group.join()
-        progress = _log_progress(time.monotonic)
-        passes = load_part(config, communicator, group.tell, progress)
+        passes = load_part(config, group.join(), group.tell, progress)
         group.wait_ready()
-        return _engine(config, model, passes, group, tracing)
     except BaseException:
         group.close()
         raise
+    return passes, group
 
 
 def _engine(
