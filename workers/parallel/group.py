@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import select
+import socket
 import subprocess
 import sys
 import threading
@@ -45,16 +46,17 @@ class RankGroup:
         self._on_lost: Callable[[RanksLost], object] | None = None
         self._lock = threading.Lock()
         self._communicator: Communicator | None = None
-        # Port 0: any free one. Followers connect while `join` waits.
+        # Left to itself, the store would listen on every interface.
+        listener = socket.create_server((HOST, 0))
+        port = listener.getsockname()[1]
         self._store: c10d.Store | None = c10d.TCPStore(
             HOST,
-            0,
+            port,
             is_master=True,
             wait_for_workers=False,
             timeout=timedelta(seconds=self._timeout_s),
+            master_listen_fd=listener.detach(),
         )
-        assert isinstance(self._store, c10d.TCPStore)
-        port = self._store.port
         self._children = [_start(rank, port, config) for rank in range(1, config.parallel.size)]
         self._watchers = [
             threading.Thread(target=self._watch, args=(rank, child), daemon=True)

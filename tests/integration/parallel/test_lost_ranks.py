@@ -43,6 +43,12 @@ def followers() -> list[psutil.Process]:
     )
 
 
+def listening(process: psutil.Process) -> set[str]:
+    """Addresses that a process listens on."""
+    connections = process.net_connections("tcp")
+    return {each.laddr.ip for each in connections if each.status == psutil.CONN_LISTEN}
+
+
 def prefill(reference: Reference, key: int = 0) -> Prefill:
     prompt = tuple(reference.prompts[0])
     return Prefill(WorkItem(key, "r", Sampling(max_tokens=4000), len(prompt)), prompt, None)
@@ -150,11 +156,15 @@ def test_ranks_do_not_outlive_rank_0(reference: Reference, how: signal.Signals) 
     rank_0.stdout.close()
 
 
-def test_closing_ends_all_ranks(reference: Reference) -> None:
+def test_ranks_listen_on_the_loopback_alone_and_closing_ends_them(reference: Reference) -> None:
     with running(worker_config(reference.folder, _LAYOUT, 0)) as engine:
         ranks = followers()
         assert len(ranks) == 3
         engine.audit()
+        for rank in ranks:
+            assert listening(rank) == {"127.0.0.1"}
+        # Rank 0 has a NIXL agent too, which listens where other workers reach it.
+        assert not {"::", "0.0.0.0"} & listening(psutil.Process())
     assert not any(rank.is_running() for rank in ranks)
 
 
