@@ -25,6 +25,10 @@ from workers.parallel.layout import ParallelLayout
 from workers.parallel.traffic import Collective, Traffic
 
 _LOOPBACK = "127.0.0.1"
+# Up to so many bytes every rank sends its tensor to every other and adds up what it gets: one hop
+# instead of the 2 (n - 1) of a ring. Of four ranks on two cores that takes a half to a fifth of the
+# time for 1 to 40 KB, and the same for 256 KB. NCCL chooses by itself.
+_DIRECT_BYTES = 65536
 
 
 class RanksLost(RuntimeError):
@@ -153,11 +157,20 @@ class Communicator:
 
     def _sum(self, group: _Group | None, partial: Tensor, kind: Collective) -> Tensor:
         group = self._group(group)
-        # A ring sends each part of the tensor twice but for the last hop: 2 (n - 1) / n of it.
-        self.traffic.add_sent(kind, 2 * partial.nbytes * (group.size() - 1) // group.size())
+        size = group.size()
+        direct = partial.is_cpu and partial.nbytes <= _DIRECT_BYTES
+        # A ring sends each part of the tensor twice but for the last hop.
+        sent = partial.nbytes if direct else 2 * partial.nbytes // size
+        self.traffic.add_sent(kind, sent * (size - 1))
         with self._waiting(kind), _lost_when_failing("adding up partial sums"):
-            group.allreduce([partial]).wait()
-        return partial
+            if not direct:
+                group.allreduce([partial]).wait()
+                return partial
+            message = partial.expand(size, *partial.shape).contiguous()
+            received = torch.empty_like(message)
+            group.alltoall_base(received, message, [], [], c10d.AllToAllOptions()).wait()
+        # In the order of the ranks on all of them, so that all go on from the same numbers.
+        return torch.sum(received, dim=0, out=partial)
 
     @contextmanager
     def _waiting(self, kind: Collective) -> Iterator[None]:
