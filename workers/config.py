@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
+from workers.parallel.layout import ParallelLayout
 from workers.registry import Role
 from workers.telemetry import TraceConfig
 
@@ -14,7 +15,7 @@ Dtype = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """All settings of a worker. Layout fields other than 1 are refused by the engine for now."""
+    """All settings of a worker, which is a group of ranks when its layout says so."""
 
     worker_id: str
     role: Role
@@ -30,7 +31,7 @@ class WorkerConfig:
     max_checkpoints: int = 64  # cached prefixes, each with a state slot of its own; 0 caches none
     step_tokens: int = 512  # most tokens in one engine step, decode windows and prompts together
     checkpoint_tokens: int = 256  # prefixes are cached at multiples of this and at prompts' ends
-    threads: int = 1  # of torch, on CPU
+    threads: int = 1  # of torch, on CPU, in each rank
     cpu_kernels: bool = True  # compile fused kernels for this machine where it has a C++ compiler
     handoff_timeout_s: float = 30.0  # a transfer that takes longer is given up
     handoff_lease_s: float = 600.0  # a reservation whose state does not come is given up
@@ -42,8 +43,18 @@ class WorkerConfig:
     tpa: int = 1
     ep: int = 1
     tpf: int = 1
+    interleave: int = 16  # consecutive tokens that go to one KVP rank before the next one's turn
+    hop_b: bool = True  # attend for one half of a batch while the other half is exchanged
+    collective_timeout_s: float = 60.0  # ranks that let others wait for longer are lost
     draft_tokens: int | Literal["auto"] = "auto"
     trace: TraceConfig = field(default_factory=TraceConfig)
+
+    @property
+    def parallel(self) -> ParallelLayout:
+        """How the worker's ranks share the model; raises ValueError for sizes that disagree."""
+        if self.role == "prefill":
+            return ParallelLayout.tensor_parallel(self.tp)
+        return ParallelLayout(self.kvp, self.tpa, self.tpf, self.ep, self.interleave)
 
     @property
     def layout(self) -> str:

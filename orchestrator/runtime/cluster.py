@@ -139,7 +139,7 @@ class LocalCluster:
         pools = (self.spec.prefill, self.spec.decode)
         start_ray(
             temp_dir,
-            cpus=sum(pool.workers.max * pool.resources.cpu for pool in pools),
+            cpus=sum(p.workers.max * p.layout.ranks * p.resources.cpu for p in pools),
             gpus=any(pool.resources.gpu for pool in pools),
         )
         self._vital = vital_processes()

@@ -1,4 +1,10 @@
-"""The two pools as Ray Serve deployments: `prefill` and `decode`, one worker for each replica."""
+"""The two pools as Ray Serve deployments: `prefill` and `decode`, one worker for each replica.
+
+A worker of N ranks is one replica in a placement group of one bundle that holds what N ranks take.
+Its other ranks are child processes of the replica, so they are on its node (the domain of NVLink),
+see the GPUs that Ray gave to the bundle, and end with it. Bundles of one rank each would let Ray
+spread a group, which is what Helix must not do, and would hide all GPUs but one from the replica.
+"""
 
 from __future__ import annotations
 
@@ -52,13 +58,13 @@ class Pools:
         targets = []
         for role in self._roles:
             pool = spec.prefill if role == "prefill" else spec.decode
+            cpus, gpus = (
+                pool.layout.ranks * each for each in (pool.resources.cpu, pool.resources.gpu)
+            )
             deploy = serve.deployment(
                 name=role,
                 num_replicas=self._sizes[role],
-                ray_actor_options={
-                    "num_cpus": pool.resources.cpu,
-                    "num_gpus": pool.resources.gpu,
-                },
+                ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
                 health_check_period_s=_HEALTH_PERIOD_S,
                 health_check_timeout_s=_HEALTH_TIMEOUT_S,
                 graceful_shutdown_wait_loop_s=0.1,
@@ -66,7 +72,11 @@ class Pools:
                 logging_config=serve_logs,
             )
             config = worker_config(spec, role, store_url, cluster)
-            application = deploy(WorkerReplica).bind(config.to_json(), str(self._log_dir))
+            deployment = deploy(WorkerReplica)
+            if pool.layout.ranks > 1:
+                bundle: dict[str, float] = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
+                deployment = deployment.options(placement_group_bundles=[bundle])
+            application = deployment.bind(config.to_json(), str(self._log_dir))
             targets.append(serve.RunTarget(target=application, name=role, route_prefix=None))
         serve.run_many(
             targets,

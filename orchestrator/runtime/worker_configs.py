@@ -43,6 +43,8 @@ def worker_config(
         tpa=layout.tpa if role == "decode" else 1,
         ep=layout.ep if role == "decode" else 1,
         tpf=layout.tpf if role == "decode" else 1,
+        interleave=layout.interleave,
+        hop_b=layout.hop_b,
         # Prefill too: it hands over the draft state that decode goes on from.
         draft_tokens=spec.decode.draft_tokens,
         trace=trace_config(spec),

@@ -99,7 +99,7 @@ class WorkerRange(Section):
 
 
 class Resources(Section):
-    """What one worker takes of a machine."""
+    """What each rank of a worker takes of a machine."""
 
     cpu: PositiveInt = 1
     gpu: NonNegativeInt = 0
@@ -122,6 +122,8 @@ class DecodeLayout(Section):
     tpa: PositiveInt = 1
     ep: PositiveInt = 1
     tpf: PositiveInt = 1
+    interleave: PositiveInt = 16  # consecutive tokens that go to one KVP rank
+    hop_b: bool = True  # attend for one half of a batch while the other half is exchanged
 
     @property
     def ranks(self) -> int:

@@ -25,18 +25,18 @@ def refuse_unbuilt(spec: ClusterSpec, flags: Mapping[str, str] | None = None) ->
         fix = f"{name} {instead}" if name.startswith("--") else f"{name}: {instead}"
         problems.append(f"{setting} is not built yet: {built}; set {fix}")
 
-    one_rank = "a worker is one rank today"
-    if spec.prefill.layout.tp != 1:
-        refuse("prefill.layout.tp", spec.prefill.layout.tp, one_rank, 1)
-    layout = spec.decode.layout
-    for field, ranks in (
-        ("kvp", layout.kvp),
-        ("tpa", layout.tpa),
-        ("ep", layout.ep),
-        ("tpf", layout.tpf),
-    ):
-        if ranks != 1:
-            refuse(f"decode.layout.{field}", ranks, one_rank, 1)
+    if spec.prefill.workers.min > 0:
+        layout = spec.decode.layout
+        for field, ranks in (
+            ("prefill.layout.tp", spec.prefill.layout.tp),
+            ("decode.layout.kvp", layout.kvp),
+            ("decode.layout.tpa", layout.tpa),
+            ("decode.layout.ep", layout.ep),
+            ("decode.layout.tpf", layout.tpf),
+        ):
+            if ranks != 1:
+                built = "state is handed off between workers of one rank"
+                refuse(field, ranks, built, "1, or prefill.workers.min: 0 for no hand-off")
     for role, engine in (("prefill", spec.prefill.engine), ("decode", spec.decode.engine)):
         if engine != "native":
             refuse(f"{role}.engine", engine, "only the native engine is", "native")
@@ -45,7 +45,7 @@ def refuse_unbuilt(spec: ClusterSpec, flags: Mapping[str, str] | None = None) ->
         ("decode", spec.decode.resources.gpu),
     ):
         if gpus > 1:
-            refuse(f"{role}.resources.gpu", gpus, one_rank, 1)
+            refuse(f"{role}.resources.gpu", gpus, "a rank uses one GPU", 1)
     if spec.autoscaling.mode != "off":
         refuse("autoscaling.mode", spec.autoscaling.mode, "pools stay at workers.min", '"off"')
     if spec.router.processes != 1:

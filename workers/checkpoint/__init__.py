@@ -8,7 +8,7 @@ and named in two schemes, and none of that is the model's business. `Checkpoint`
 from __future__ import annotations
 
 from workers.checkpoint.loading import Checkpoint, Progress
-from workers.checkpoint.model import load_model
+from workers.checkpoint.model import load_model, load_rank
 from workers.checkpoint.shard import RankShard
 
-__all__ = ["Checkpoint", "Progress", "RankShard", "load_model"]
+__all__ = ["Checkpoint", "Progress", "RankShard", "load_model", "load_rank"]

@@ -1,23 +1,22 @@
 """Which part of every weight one rank of a parallel layout holds.
 
 Exists as the only place that knows how weights are cut, so that a rank reads from disk what it
-computes with and nothing else. The layout is Helix's (arXiv 2507.07120): the N ranks are KVP x TPA
-in attention and the same N are TPF x EP in the mixture of experts; Mamba heads, shared experts,
-dense MLPs and the vocabulary of the head are cut N-fold. Plain tensor parallelism over n ranks is
-tpa = tpf = n. What every rank needs whole (norms, router, latent projections, embeddings, the
-MTP block's input projection, biases that are added after a reduction) is replicated.
+computes with and nothing else. Attention is cut by TPA, experts by EP and TPF (`ParallelLayout`);
+Mamba heads, shared experts, dense MLPs and the vocabulary of the head are cut N-fold. What every
+rank needs whole (norms, router, latent projections, embeddings, the MTP block's input projection,
+biases that are added after a reduction) is replicated.
 
-Ranks are numbered with TPA and EP outermost: rank = tpa_rank * kvp + kvp_rank = ep_rank * tpf +
-tpf_rank, so the N-fold parts of the heads that a rank combines after the all-to-all of a KVP group
-are its own heads' columns of the output projection.
+The numbering of ranks makes the N-fold parts of the heads that a rank combines after the
+all-to-all of a KVP group its own heads' columns of the output projection.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from workers.checkpoint.region import Region, Spans, joined, shifted
 from workers.model.config import ModelConfig
+from workers.parallel.layout import ParallelLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,30 +24,15 @@ class RankShard:
     """One rank of a layout; the default is the only rank of one, which holds everything.
 
     Raises:
-        ValueError: the attention and expert layouts have different sizes, or no such rank.
+        ValueError: the layout has no such rank.
     """
 
     rank: int = 0
-    kvp: int = 1
-    tpa: int = 1
-    tpf: int = 1
-    ep: int = 1
+    layout: ParallelLayout = field(default_factory=ParallelLayout)
 
     def __post_init__(self) -> None:
-        if min(self.kvp, self.tpa, self.tpf, self.ep) < 1:
-            raise ValueError(f"{self}: every size must be at least 1")
-        if self.kvp * self.tpa != self.tpf * self.ep:
-            raise ValueError(
-                f"kvp {self.kvp} x tpa {self.tpa} ranks in attention, but tpf {self.tpf} x ep "
-                f"{self.ep} in the experts: the same ranks do both, make the products equal"
-            )
-        if not 0 <= self.rank < self.size:
-            raise ValueError(f"rank {self.rank}: the layout has ranks 0 to {self.size - 1}")
-
-    @property
-    def size(self) -> int:
-        """N, the number of ranks."""
-        return self.kvp * self.tpa
+        if not 0 <= self.rank < self.layout.size:
+            raise ValueError(f"rank {self.rank}: the layout has ranks 0 to {self.layout.size - 1}")
 
     def region(self, name: str, shape: tuple[int, ...], config: ModelConfig) -> Region:
         """What the rank holds of a canonical weight.
@@ -71,7 +55,7 @@ class RankShard:
         cut = self._all_ranks
         match name:
             case "lm_head.weight":
-                return {0: cut(config.vocab_size, "vocab_size")}
+                return {0: self._words(config)}
             case "mixer.q_proj.weight" | "mixer.q_proj.bias":
                 return {0: self._query_rows(config)}
             case "mixer.k_proj.weight" | "mixer.k_proj.bias":
@@ -119,31 +103,40 @@ class RankShard:
             case _:
                 return {}
 
+    def _words(self, config: ModelConfig) -> Spans:
+        """Equal parts of the vocabulary, but for the last ranks when it does not divide."""
+        each = -(-config.vocab_size // self.layout.size)
+        begin = min(self.rank * each, config.vocab_size)
+        return ((begin, min(begin + each, config.vocab_size)),)
+
     def _all_ranks(self, size: int, what: str) -> Spans:
-        return _part(size, self.size, self.rank, what, "kvp x tpa")
+        return _part(size, self.layout.size, self.rank, what, "kvp x tpa")
 
     def _query_rows(self, config: ModelConfig) -> Spans:
         """The query heads of a TPA rank; all ranks of its KVP group hold the same."""
-        heads = config.num_attention_heads
-        mine = _part(heads, self.tpa, self.rank // self.kvp, "num_attention_heads", "tpa")
+        heads, tpa_rank = config.num_attention_heads, self.layout.tpa_rank(self.rank)
+        mine = _part(heads, self.layout.tpa, tpa_rank, "num_attention_heads", "tpa")
         return shifted(mine, 0, config.head_dim)
 
     def _key_value_rows(self, config: ModelConfig) -> Spans:
         """The KV heads of a TPA rank; with more ranks than heads, a head on several ranks."""
-        heads, tpa_rank = config.num_key_value_heads, self.rank // self.kvp
-        if self.tpa <= heads:
-            mine = _part(heads, self.tpa, tpa_rank, "num_key_value_heads", "tpa")
+        heads, tpa = config.num_key_value_heads, self.layout.tpa
+        tpa_rank = self.layout.tpa_rank(self.rank)
+        if tpa <= heads:
+            mine = _part(heads, tpa, tpa_rank, "num_key_value_heads", "tpa")
         else:
-            sharing = _divided(self.tpa, heads, "tpa", "num_key_value_heads")
+            sharing = _divided(tpa, heads, "tpa", "num_key_value_heads")
             mine = ((tpa_rank // sharing, tpa_rank // sharing + 1),)
         return shifted(mine, 0, config.head_dim)
 
     def _experts(self, config: ModelConfig) -> Spans:
-        return _part(config.n_routed_experts, self.ep, self.rank // self.tpf, "experts", "ep")
+        ep_rank = self.layout.ep_rank(self.rank)
+        return _part(config.n_routed_experts, self.layout.ep, ep_rank, "experts", "ep")
 
     def _expert_columns(self, config: ModelConfig) -> Spans:
         size = config.moe_intermediate_size
-        return _part(size, self.tpf, self.rank % self.tpf, "moe_intermediate_size", "tpf")
+        tpf_rank = self.layout.tpf_rank(self.rank)
+        return _part(size, self.layout.tpf, tpf_rank, "moe_intermediate_size", "tpf")
 
     def _shared_columns(self, config: ModelConfig) -> Spans:
         size = config.moe_shared_expert_intermediate_size
@@ -161,10 +154,10 @@ class RankShard:
         With more ranks than groups, a group is on several ranks.
         """
         groups, state, inner = config.mamba_groups, config.ssm_state_size, config.mamba_inner
-        if self.size <= groups:
+        if self.layout.size <= groups:
             mine = self._all_ranks(groups, "n_groups")
         else:
-            sharing = _divided(self.size, groups, "kvp x tpa", "n_groups")
+            sharing = _divided(self.layout.size, groups, "kvp x tpa", "n_groups")
             mine = ((self.rank // sharing, self.rank // sharing + 1),)
         return (
             *self._mamba_columns(config),

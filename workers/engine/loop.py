@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 
 from workers.engine.commands import Command
 from workers.engine.events import StepEvents
 from workers.engine.native.engine import NativeEngine
+from workers.parallel.communicator import RanksLost
 
 _LOG = logging.getLogger(__name__)
 _STOP_TIMEOUT_S = 30.0
@@ -28,7 +30,7 @@ class EngineLoop:
         self._engine = engine
         self._emit = emit
         # None asks the loop to end.
-        self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Command | RanksLost | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.failed: Future[BaseException] = Future()
 
@@ -37,6 +39,8 @@ class EngineLoop:
         return self.failed.result() if self.failed.done() else None
 
     def start(self) -> None:
+        # An idle engine would not notice that it cannot go on.
+        self._engine.on_lost(self._commands.put)
         self._thread.start()
 
     def post(self, command: Command) -> None:
@@ -58,6 +62,9 @@ class EngineLoop:
                     self._emit(events)
         except BaseException as error:  # noqa: BLE001 - whatever it was, the worker is lost
             _LOG.exception("the engine failed")
+            # Whoever keeps the error must not keep what the engine was working with: tensors, and
+            # the connections to other ranks.
+            traceback.clear_frames(error.__traceback__)
             self.failed.set_result(error)
 
     def _take_commands(self) -> bool:
@@ -71,5 +78,7 @@ class EngineLoop:
                 return True
             if command is None:
                 return False
+            if isinstance(command, RanksLost):
+                raise command
             self._engine.handle(command)
             block = False

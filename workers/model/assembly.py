@@ -7,12 +7,14 @@ a name is mapped to a role in exactly one place.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from workers.model.config import LayerKind, ModelConfig
 from workers.model.linear import Linear
+from workers.model.ranks import Ranks
 from workers.model.weights import (
     AttentionWeights,
     LayerWeights,
@@ -29,7 +31,13 @@ def _linear(tensors: Mapping[str, Tensor], at: str) -> Linear:
     return Linear.of(tensors[f"{at}.weight"], tensors.get(f"{at}.bias"))
 
 
-def _mamba(tensors: Mapping[str, Tensor], at: str) -> MambaWeights:
+def _summed(tensors: Mapping[str, Tensor], at: str, ranks: Ranks | None) -> Linear:
+    """A product whose results are added up over ranks; the bias is added by one of them."""
+    bias = None if ranks is not None and ranks.rank else tensors.get(f"{at}.bias")
+    return Linear.of(tensors[f"{at}.weight"], bias)
+
+
+def _mamba(tensors: Mapping[str, Tensor], at: str, ranks: Ranks | None) -> MambaWeights:
     conv = tensors[f"{at}.conv1d.weight"].squeeze(1)
     return MambaWeights(
         in_proj=_linear(tensors, f"{at}.in_proj"),
@@ -40,11 +48,12 @@ def _mamba(tensors: Mapping[str, Tensor], at: str) -> MambaWeights:
         skip=tensors[f"{at}.D"].float(),
         dt_bias=tensors[f"{at}.dt_bias"].float(),
         norm=tensors[f"{at}.norm.weight"],
-        out_proj=_linear(tensors, f"{at}.out_proj"),
+        out_proj=_summed(tensors, f"{at}.out_proj", ranks),
+        ranks=ranks,
     )
 
 
-def _attention(tensors: Mapping[str, Tensor], at: str) -> AttentionWeights:
+def _attention(tensors: Mapping[str, Tensor], at: str, ranks: Ranks | None) -> AttentionWeights:
     biases = [tensors.get(f"{at}.{name}_proj.bias") for name in "qkv"]
     present = [bias for bias in biases if bias is not None]
     return AttentionWeights(
@@ -52,19 +61,24 @@ def _attention(tensors: Mapping[str, Tensor], at: str) -> AttentionWeights:
             torch.cat([tensors[f"{at}.{name}_proj.weight"] for name in "qkv"]),
             torch.cat(present) if len(present) == len(biases) else None,
         ),
-        out=_linear(tensors, f"{at}.o_proj"),
+        out=_summed(tensors, f"{at}.o_proj", ranks),
+        ranks=ranks,
     )
 
 
-def _mlp(tensors: Mapping[str, Tensor], at: str) -> MlpWeights:
+def _mlp(tensors: Mapping[str, Tensor], at: str, ranks: Ranks | None) -> MlpWeights:
     return MlpWeights(
         up=_linear(tensors, f"{at}.up_proj"),
-        down=_linear(tensors, f"{at}.down_proj"),
+        down=_summed(tensors, f"{at}.down_proj", ranks),
+        ranks=ranks,
     )
 
 
-def _moe(tensors: Mapping[str, Tensor], at: str) -> MoeWeights:
-    shared = f"{at}.shared_experts"
+def _moe(tensors: Mapping[str, Tensor], at: str, ranks: Ranks | None) -> MoeWeights:
+    shared: MlpWeights | None = None
+    if f"{at}.shared_experts.up_proj.weight" in tensors:
+        # Its partial sums are added up together with those of the experts.
+        shared = replace(_mlp(tensors, f"{at}.shared_experts", ranks), ranks=None)
     latent = f"{at}.fc1_latent_proj.weight" in tensors
     up = tensors[f"{at}.experts.up_proj"]
     down = tensors[f"{at}.experts.down_proj"].transpose(1, 2).contiguous()
@@ -75,28 +89,36 @@ def _moe(tensors: Mapping[str, Tensor], at: str) -> MoeWeights:
         latent_up=_linear(tensors, f"{at}.fc2_latent_proj") if latent else None,
         expert_up=up,
         expert_down=down,
-        shared=_mlp(tensors, shared) if f"{shared}.up_proj.weight" in tensors else None,
+        shared=shared,
         all_up=Linear.of(up.flatten(0, 1)),
         all_down=Linear.of(down.flatten(0, 1).t()),
+        ranks=ranks,
     )
 
 
-def _layer(tensors: Mapping[str, Tensor], at: str, kind: LayerKind) -> LayerWeights:
+def _layer(
+    tensors: Mapping[str, Tensor], at: str, kind: LayerKind, ranks: Ranks | None
+) -> LayerWeights:
     mixer: MixerWeights
     match kind:
         case LayerKind.MAMBA:
-            mixer = _mamba(tensors, f"{at}.mixer")
+            mixer = _mamba(tensors, f"{at}.mixer", ranks)
         case LayerKind.ATTENTION:
-            mixer = _attention(tensors, f"{at}.mixer")
+            mixer = _attention(tensors, f"{at}.mixer", ranks)
         case LayerKind.MOE:
-            mixer = _moe(tensors, f"{at}.mixer")
+            mixer = _moe(tensors, f"{at}.mixer", ranks)
         case LayerKind.MLP:
-            mixer = _mlp(tensors, f"{at}.mixer")
+            mixer = _mlp(tensors, f"{at}.mixer", ranks)
     return LayerWeights(kind, tensors[f"{at}.norm.weight"], mixer)
 
 
-def assemble(config: ModelConfig, tensors: Mapping[str, Tensor]) -> ModelWeights:
-    """Group the tensors of `workers.checkpoint.schema` by role; the MTP block may be left out."""
+def assemble(
+    config: ModelConfig, tensors: Mapping[str, Tensor], ranks: Ranks | None = None
+) -> ModelWeights:
+    """Group the tensors of `workers.checkpoint.schema` by role; the MTP block may be left out.
+
+    With `ranks` they are those of one rank (`workers.checkpoint.shard`).
+    """
     mtp: MtpWeights | None = None
     if any(name.startswith("mtp.") for name in tensors):
         last = len(config.mtp_layers) - 1
@@ -105,7 +127,7 @@ def assemble(config: ModelConfig, tensors: Mapping[str, Tensor]) -> ModelWeights
             hidden_norm=tensors["mtp.layers.0.hnorm.weight"],
             combine=_linear(tensors, "mtp.layers.0.eh_proj"),
             layers=tuple(
-                _layer(tensors, f"mtp.layers.{index}", kind)
+                _layer(tensors, f"mtp.layers.{index}", kind, ranks)
                 for index, kind in enumerate(config.mtp_layers)
             ),
             final_norm=tensors[f"mtp.layers.{last}.final_layernorm.weight"],
@@ -115,7 +137,8 @@ def assemble(config: ModelConfig, tensors: Mapping[str, Tensor]) -> ModelWeights
     return ModelWeights(
         embeddings=embeddings,
         layers=tuple(
-            _layer(tensors, f"layers.{index}", kind) for index, kind in enumerate(config.layers)
+            _layer(tensors, f"layers.{index}", kind, ranks)
+            for index, kind in enumerate(config.layers)
         ),
         final_norm=tensors["norm_f.weight"],
         lm_head=lm_head,

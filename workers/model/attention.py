@@ -15,7 +15,9 @@ from workers.kernels import dispatch
 from workers.kernels.cpu import attention as kernel
 from workers.kernels.cpu import calls
 from workers.kernels.cpu.pages import PlannedPages
+from workers.model import kvp_attention
 from workers.model.config import ModelConfig
+from workers.model.kvp_paging import KvpPages
 from workers.model.paging import PrefillPages, WindowPages
 from workers.model.weights import AttentionWeights
 
@@ -66,7 +68,7 @@ def project_kv(x: Tensor, weights: AttentionWeights, config: ModelConfig) -> Ten
 
 
 def attend_pages(
-    q: Tensor, planes: Tensor, pages: WindowPages | PlannedPages, config: ModelConfig
+    q: Tensor, planes: Tensor, pages: WindowPages | PlannedPages | KvpPages, config: ModelConfig
 ) -> Tensor:
     """Softmax attention of queries over the stored tokens of their requests.
 
@@ -77,8 +79,10 @@ def attend_pages(
         config: the shape.
 
     Returns:
-        [b, queries, heads * head_dim].
+        [b, queries, heads * head_dim]; of the heads, this rank's part when KVP ranks share them.
     """
+    if isinstance(pages, KvpPages):
+        return kvp_attention.attend(q, planes, pages, config)
     if isinstance(pages, PlannedPages):
         return kernel.attend(q, planes, pages.tables, pages.visible, config.num_attention_heads)
     if dispatch.suits(q):
@@ -98,14 +102,15 @@ def attend_pages(
 
 def project_out(mixed: Tensor, weights: AttentionWeights) -> Tensor:
     """Output projection, [..., heads * head_dim] -> [..., d]."""
-    return weights.out(mixed)
+    out = weights.out(mixed)
+    return out if weights.ranks is None else weights.ranks.sum(out)
 
 
 def prefill(
     x: Tensor,
     kv: Tensor,
     layer: int,
-    pages: PrefillPages,
+    pages: PrefillPages | KvpPages,
     weights: AttentionWeights,
     config: ModelConfig,
 ) -> Tensor:
@@ -125,7 +130,9 @@ def prefill(
     q, k, v = project_qkv(x, weights, config)
     planes = kv[:, layer]
     pages.write(planes, torch.stack([k, v], dim=1))
-    if calls.suits(q):
+    if isinstance(pages, KvpPages):
+        mixed = kvp_attention.attend(q.flatten(-2)[None], planes, pages, config)
+    elif calls.suits(q):
         flat = q.flatten(-2)[None]
         mixed = kernel.attend(flat, planes, pages.table[None], pages.seen[None], q.shape[1])
     elif pages.context_tokens == 0:
@@ -140,7 +147,7 @@ def window(
     x: Tensor,
     kv: Tensor,
     layer: int,
-    pages: WindowPages | PlannedPages,
+    pages: WindowPages | PlannedPages | KvpPages,
     weights: AttentionWeights,
     config: ModelConfig,
 ) -> Tensor:
@@ -170,7 +177,7 @@ def window_last(
     last: Tensor,
     kv: Tensor,
     layer: int,
-    pages: WindowPages | PlannedPages,
+    pages: WindowPages | PlannedPages | KvpPages,
     weights: AttentionWeights,
     config: ModelConfig,
 ) -> Tensor:

@@ -15,8 +15,10 @@ from torch import Tensor
 from workers.kernels.cpu.pages import PlannedPages
 from workers.model import attention, mamba, mlp, moe, mtp, windows
 from workers.model.config import ModelConfig
+from workers.model.kvp_paging import KvpPages
 from workers.model.norm import add_norm, rms_norm
 from workers.model.paging import PrefillPages, WindowPages
+from workers.model.ranks import Ranks
 from workers.model.state_tensors import StateTensors
 from workers.model.weights import (
     AttentionWeights,
@@ -27,14 +29,20 @@ from workers.model.weights import (
     MoeWeights,
     MtpWeights,
 )
+from workers.model.word_ranks import best_word, gather_scores
 
 
 @dataclass(frozen=True, slots=True)
 class HybridModel:
-    """A Nemotron-H model: its shape and its weights."""
+    """A Nemotron-H model, or one rank's part of it: its shape and its weights.
+
+    With `ranks` the config is that of the rank (`rank_config`), all ranks make the same calls in
+    the same order, and hidden states are the same on all of them.
+    """
 
     config: ModelConfig
     weights: ModelWeights
+    ranks: Ranks | None = None
 
     @torch.no_grad()
     def prefill(
@@ -65,7 +73,7 @@ class HybridModel:
         Returns:
             Hidden states [t, d] after the final norm.
         """
-        pages = PrefillPages.of(block_table, state.block_size, context_tokens, len(token_ids))
+        pages = self._prefill_pages(state, block_table, context_tokens, len(token_ids))
         pages.open(state.kv, state.draft_kv)
         bounded = None
         if bounded_tokens is not None:
@@ -136,7 +144,7 @@ class HybridModel:
         width = token_ids.shape[1]
         pages = self._window_pages(state, block_tables, context_lens, width)
         pages.open(state.kv, state.draft_kv)
-        line = windows.begin(state, slots, pending, width)
+        line = windows.begin(state, slots, pending, width, self.ranks)
         x = self.weights.embeddings[token_ids]
         normed = self._first_norm(x)
         attention_layer = mamba_layer = 0
@@ -176,8 +184,21 @@ class HybridModel:
         windows.commit(state, slots, pending, layers, self.config)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of the next token: hidden [..., d] -> float32 [..., vocab]."""
-        return self.weights.score(hidden).float()
+        """Scores of the next token: hidden [..., d] -> float32 [..., vocab].
+
+        Of several ranks only rank 0 has them; what the others return means nothing.
+        """
+        scores = self.weights.score(hidden).float()
+        if self.ranks is None:
+            return scores
+        return gather_scores(scores, self.config.vocab_size, self.ranks)
+
+    def most_likely(self, hidden: Tensor) -> Tensor:
+        """The token that scores highest: hidden [..., d] -> int64 [...], on every rank."""
+        scores = self.weights.score(hidden).float()
+        if self.ranks is None:
+            return scores.argmax(dim=-1)
+        return best_word(scores, self.config.vocab_size, self.ranks)
 
     @torch.no_grad()
     def draft_prefill(
@@ -222,7 +243,7 @@ class HybridModel:
             before = torch.cat([draft_hidden[None], before])
         if len(token_ids):
             first = max(context_tokens - 1, 0)
-            pages = PrefillPages.of(block_table, state.block_size, first, len(token_ids))
+            pages = self._prefill_pages(state, block_table, first, len(token_ids))
             pages.open(state.draft_kv)
             embedding = self.weights.embeddings[token_ids]
             mtp.prefill(embedding, before, state.draft_kv, pages, block, self.config)
@@ -290,8 +311,11 @@ class HybridModel:
         context_lens: Tensor,
         width: int,
         counts: Tensor | None = None,
-    ) -> WindowPages | PlannedPages:
+    ) -> WindowPages | PlannedPages | KvpPages:
         config = self.config
+        if self.ranks is not None and self.ranks.layout.kvp > 1:
+            size, dtype = state.block_size, state.kv.dtype
+            return KvpPages.of(block_tables, size, context_lens, width, self.ranks, dtype, counts)
         return WindowPages.of(
             block_tables,
             state.block_size,
@@ -301,6 +325,15 @@ class HybridModel:
             dtype=state.kv.dtype,
             counts=counts,
         )
+
+    def _prefill_pages(
+        self, state: StateTensors, block_table: Tensor, context_tokens: int, tokens: int
+    ) -> PrefillPages | KvpPages:
+        if self.ranks is None or self.ranks.layout.kvp == 1:
+            return PrefillPages.of(block_table, state.block_size, context_tokens, tokens)
+        lens = torch.tensor([context_tokens], device=block_table.device)
+        table, size, dtype = block_table[None], state.block_size, state.kv.dtype
+        return KvpPages.of(table, size, lens, tokens, self.ranks, dtype)
 
     def _mtp(self) -> MtpWeights:
         if self.weights.mtp is None:

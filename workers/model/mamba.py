@@ -17,6 +17,7 @@ from workers.kernels.cpu import calls
 from workers.kernels.cpu import mamba as kernel
 from workers.model.config import ModelConfig
 from workers.model.norm import gated_group_norm
+from workers.model.ranks import Ranks
 from workers.model.weights import MambaWeights
 
 
@@ -141,11 +142,11 @@ def mix_sequence(
     Returns:
         The output [b, t, d], the new history and the new state.
     """
-    if calls.suits(x) and len(x) == 1:
+    if calls.suits(x) and len(x) == 1 and norms_alone(weights.ranks):
         history, state = history[0].clone(), state[0].clone()
         limit = x.shape[1] if bounded is None else bounded
         out = kernel.sequence(weights.in_proj(x[0]), history, state, weights, config, limit)
-        return weights.out_proj(out)[None], history[None], state[None]
+        return project_out(out, weights)[None], history[None], state[None]
     gate, mixed, dt = project(x, weights, config)
     mixed, history = causal_conv(mixed, history, weights)
     values, b, c = split_heads(mixed, config)
@@ -164,5 +165,17 @@ def finish(
 ) -> Tensor:
     """Add D x, apply the gated norm and project back to d."""
     y = torch.addcmul(y, values, weights.skip.unsqueeze(-1)).flatten(-2)
-    normed = gated_group_norm(y, gate, weights.norm, config.mamba_groups, config.layer_norm_epsilon)
-    return weights.out_proj(normed)
+    eps, ranks = config.layer_norm_epsilon, weights.ranks
+    normed = gated_group_norm(y, gate, weights.norm, config.mamba_groups, eps, ranks)
+    return project_out(normed, weights)
+
+
+def project_out(normed: Tensor, weights: MambaWeights) -> Tensor:
+    """Back to d, summed over the ranks that share the layer: [..., inner] -> [..., d]."""
+    out = weights.out_proj(normed)
+    return out if weights.ranks is None else weights.ranks.sum(out)
+
+
+def norms_alone(ranks: Ranks | None) -> bool:
+    """Whether a rank has whole groups, so that it needs no other rank for the gated norm."""
+    return ranks is None or ranks.ranks_per_group == 1

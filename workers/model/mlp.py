@@ -9,4 +9,5 @@ from workers.model.weights import MlpWeights
 
 def mix(x: Tensor, weights: MlpWeights) -> Tensor:
     """down(relu2(up(x))); x and result [..., d]."""
-    return weights.down(weights.up.squared_relu(x))
+    out = weights.down(weights.up.squared_relu(x))
+    return out if weights.ranks is None else weights.ranks.sum(out)

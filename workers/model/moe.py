@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from workers.kernels import dispatch
 from workers.kernels.cpu import calls, layers
-from workers.model import mlp
+from workers.model import expert_ranks, mlp
 from workers.model.config import ModelConfig
 from workers.model.linear import linear, squared_relu
 from workers.model.weights import MoeWeights
@@ -142,4 +142,8 @@ def apply(
 def mix(x: Tensor, weights: MoeWeights, config: ModelConfig) -> Tensor:
     """Route and run: normed x [..., d] -> [..., d]."""
     flat = x.view(-1, x.shape[-1])
-    return apply(flat, route(flat, weights, config), weights).view(x.shape)
+    routing = route(flat, weights, config)
+    if weights.ranks is not None:
+        chosen, shares = routing.indices, routing.weights
+        return expert_ranks.apply(flat, chosen, shares, weights, weights.ranks).view(x.shape)
+    return apply(flat, routing, weights).view(x.shape)

@@ -17,6 +17,7 @@ from torch import Tensor
 from workers.kernels.cpu.pages import PlannedPages
 from workers.model import attention, mlp, moe
 from workers.model.config import LayerKind, ModelConfig
+from workers.model.kvp_paging import KvpPages
 from workers.model.norm import rms_norm
 from workers.model.paging import PrefillPages, WindowPages
 from workers.model.weights import (
@@ -80,7 +81,7 @@ def prefill(
     embedding: Tensor,
     hidden: Tensor,
     draft_kv: Tensor,
-    pages: PrefillPages,
+    pages: PrefillPages | KvpPages,
     weights: MtpWeights,
     config: ModelConfig,
 ) -> None:
@@ -116,7 +117,7 @@ def window(
     hidden: Tensor,
     last: Tensor,
     draft_kv: Tensor,
-    pages: tuple[WindowPages | PlannedPages, WindowPages | PlannedPages],
+    pages: tuple[WindowPages | PlannedPages | KvpPages, WindowPages | PlannedPages | KvpPages],
     weights: MtpWeights,
     config: ModelConfig,
 ) -> Tensor:

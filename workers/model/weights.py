@@ -2,8 +2,9 @@
 
 Exists so that the maths modules take exactly the tensors they need, named by role rather than
 by checkpoint key, and so that a sharded engine can build the same records from slices.
-Matrices are [out, in] as in checkpoints. E experts, d hidden, l latent (= d without a latent
-projection), m expert hidden size.
+Matrices are [out, in] as in checkpoints. A record with `ranks` is one rank's part of a layer, and
+what comes of its last product is to be added up over them. E experts, d hidden, l latent (= d
+without a latent projection), m expert hidden size.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from workers.model.config import LayerKind
 from workers.model.linear import Linear
+from workers.model.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class MambaWeights:
     dt_bias: Tensor  # [heads], float32
     norm: Tensor  # [inner]
     out_proj: Linear  # [d, inner]
+    ranks: Ranks | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class AttentionWeights:
 
     qkv: Linear  # [(heads + 2 kv_heads) * head_dim, d]
     out: Linear  # [d, heads * head_dim]
+    ranks: Ranks | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,7 @@ class MlpWeights:
 
     up: Linear  # [m, d]
     down: Linear  # [d, m]
+    ranks: Ranks | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,7 @@ class MoeWeights:
     shared: MlpWeights | None
     all_up: Linear  # [E m, l], expert_up as one matrix
     all_down: Linear  # [l, E m], expert_down as one matrix
+    ranks: Ranks | None = None
 
 
 MixerWeights = MambaWeights | AttentionWeights | MlpWeights | MoeWeights

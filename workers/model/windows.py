@@ -25,6 +25,7 @@ from workers.kernels.cpu import calls
 from workers.kernels.cpu.mamba import MOST_TOKENS, SlotWindows
 from workers.model import mamba
 from workers.model.config import ModelConfig
+from workers.model.ranks import Ranks
 from workers.model.state_tensors import StateTensors
 from workers.model.weights import MambaWeights
 
@@ -102,11 +103,11 @@ class MambaWindows:
 
 
 def begin(
-    state: StateTensors, slots: Tensor, pending: Tensor, width: int
+    state: StateTensors, slots: Tensor, pending: Tensor, width: int, ranks: Ranks | None = None
 ) -> MambaWindows | SlotWindows:
     """The inputs of every Mamba layer of one step; `pending` [b] and `width` as in `verify`."""
     room = state.window_inputs.shape[2] + width <= MOST_TOKENS
-    if room and calls.suits(state.conv):
+    if room and calls.suits(state.conv) and mamba.norms_alone(ranks):
         return SlotWindows.of(state, slots, pending)
     return MambaWindows.of(state, slots, pending, width)
 
@@ -198,7 +199,8 @@ def mix(
         [b, w, d].
     """
     if isinstance(windows, SlotWindows):
-        return weights.out_proj(windows.mix(weights.in_proj(x), layer, weights, config))
+        mixed = windows.mix(weights.in_proj(x), layer, weights, config)
+        return mamba.project_out(mixed, weights)
     if dispatch.suits(x):
         return dispatch.mix(x, ssm, windows, layer, weights, config)
     batch, width, _ = x.shape

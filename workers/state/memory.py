@@ -92,7 +92,12 @@ class StateMemory:
             return self._take(key, (), len(token_ids)), None
         self._cache.touch(checkpoint)
         full_blocks = (checkpoint.tokens - self._unshared_tokens) // self._block_tokens
-        holding = self._take(key, checkpoint.blocks[:full_blocks], len(token_ids), guard=checkpoint)
+        shared = checkpoint.blocks[:full_blocks]
+        try:
+            holding = self._take(key, shared, len(token_ids), guard=checkpoint)
+        except OutOfMemory:
+            # The prefix itself may be what is in the way of a request that needs nearly all blocks.
+            return self._take(key, (), len(token_ids)), None
         copies = CopyPlan(checkpoint.slot, holding.slot)
         if full_blocks < len(checkpoint.blocks):
             tail_block = holding.blocks[full_blocks]

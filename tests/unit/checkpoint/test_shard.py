@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -16,6 +17,7 @@ from workers.checkpoint import RankShard
 from workers.checkpoint.region import Region, Spans
 from workers.checkpoint.schema import model_schema, mtp_schema
 from workers.model.config import ModelConfig
+from workers.parallel.layout import ParallelLayout
 
 CONFIG = small_config()
 SCHEMA = model_schema(CONFIG) | mtp_schema(CONFIG)
@@ -33,7 +35,7 @@ LAYOUTS = [
 
 def ranks(layout: tuple[int, int, int, int]) -> list[RankShard]:
     kvp, tpa, tpf, ep = layout
-    return [RankShard(rank, kvp, tpa, tpf, ep) for rank in range(kvp * tpa)]
+    return [RankShard(rank, ParallelLayout(kvp, tpa, tpf, ep)) for rank in range(kvp * tpa)]
 
 
 def region(shard: RankShard, name: str, config: ModelConfig = CONFIG) -> Region:
@@ -77,7 +79,7 @@ def test_one_rank_holds_everything() -> None:
     ],
 )
 def test_the_parts_of_a_rank(name: str, dimension: int, spans: Spans) -> None:
-    shard = RankShard(rank=3, kvp=2, tpa=2, tpf=2, ep=2)
+    shard = RankShard(3, ParallelLayout(kvp=2, tpa=2, tpf=2, ep=2))
     assert region(shard, name).dimensions[dimension] == spans
 
 
@@ -131,18 +133,22 @@ def test_partial_products_of_the_ranks_add_up(layout: tuple[int, int, int, int],
     assert torch.allclose(total, experts(up, down))
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"tpa": 2, "ep": 3}, "kvp 1 x tpa 2 ranks in attention, but tpf 1 x ep 3"),
-        ({"kvp": 0, "ep": 0}, "at least 1"),
-        ({"rank": 2, "kvp": 2, "ep": 2}, "rank 2: the layout has ranks 0 to 1"),
-        ({"rank": -1}, "rank -1"),
-    ],
-)
-def test_a_layout_that_cannot_be_is_refused(fields: dict[str, int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        RankShard(**fields)
+@pytest.mark.parametrize("rank", [-1, 2])
+def test_a_rank_that_the_layout_does_not_have_is_refused(rank: int) -> None:
+    with pytest.raises(ValueError, match=f"rank {rank}: the layout has ranks 0 to 1"):
+        RankShard(rank, ParallelLayout(kvp=2, ep=2))
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_a_vocabulary_that_does_not_divide_is_cut_into_almost_equal_parts(ranks: int) -> None:
+    config = replace(CONFIG, vocab_size=83)
+    layout = ParallelLayout.tensor_parallel(ranks)
+    rows = [
+        indices(RankShard(rank, layout).region("lm_head.weight", (83, 64), config).dimensions[0])
+        for rank in range(ranks)
+    ]
+    assert [row for part in rows for row in part] == list(range(83))
+    assert max(map(len, rows)) == -(-83 // ranks)
 
 
 @pytest.mark.parametrize(

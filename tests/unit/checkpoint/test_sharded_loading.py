@@ -15,6 +15,7 @@ from workers.checkpoint import Checkpoint, RankShard
 from workers.checkpoint.headers import Header
 from workers.checkpoint.reading import Files
 from workers.checkpoint.region import Box
+from workers.parallel.layout import ParallelLayout
 
 UNREAD = ("input_scale", "k_scale", "v_scale")
 
@@ -55,7 +56,7 @@ def test_a_rank_reads_only_its_own_experts(mixed: Mixed, reads: list[tuple[str, 
     checkpoint = Checkpoint(mixed.folder, mixed.config)
     for rank in range(4):
         reads.clear()
-        checkpoint.load(torch.float32, shard=RankShard(rank, kvp=4, ep=4))
+        checkpoint.load(torch.float32, shard=RankShard(rank, ParallelLayout(kvp=4, ep=4)))
         experts = {
             int(found[1]) for key, _ in reads if (found := re.search(r"\.experts\.(\d+)\.", key))
         }
@@ -139,5 +140,5 @@ def test_a_layout_that_does_not_fit_is_refused_before_reading(
 ) -> None:
     checkpoint = Checkpoint(mixed.folder, mixed.config)
     with pytest.raises(ValueError, match="choose another layout"):
-        checkpoint.load(torch.float32, shard=RankShard(kvp=3, ep=3))
+        checkpoint.load(torch.float32, shard=RankShard(0, ParallelLayout(kvp=3, ep=3)))
     assert reads == []

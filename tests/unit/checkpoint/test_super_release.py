@@ -27,6 +27,7 @@ from workers.checkpoint.region import Region
 from workers.checkpoint.schema import canonical_name, model_schema, mtp_schema
 from workers.checkpoint.shard import RankShard
 from workers.model import CheckpointError
+from workers.parallel.layout import ParallelLayout
 
 FILE = Path("model.safetensors")
 
@@ -114,8 +115,7 @@ def test_a_rank_reads_little_more_than_its_share(
 ) -> None:
     kvp, ep = kvp_ep
     config = super_config()
-    layout = {"kvp": kvp, "tpa": 2, "tpf": 1, "ep": ep}
-    rank = RankShard(rank=ep - 1, **layout)
+    rank = RankShard(ep - 1, ParallelLayout(kvp=kvp, tpa=2, tpf=1, ep=ep))
     read = 0
     for source in sources:
         region = rank.region(source.name, source.shape, config)

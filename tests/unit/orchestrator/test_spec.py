@@ -164,7 +164,7 @@ def test_a_fault_in_a_flag_names_the_flag() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("prefill.layout.tp", 2, "prefill.layout.tp: 2 is not built yet"),
+        ("prefill.layout.tp", 2, "set prefill.layout.tp: 1, or prefill.workers.min: 0"),
         ("prefill.engine", "vllm", "set prefill.engine: native"),
         ("decode.engine", "simulated", "set decode.engine: native"),
         ("decode.resources.gpu", 2, "set decode.resources.gpu: 1"),
@@ -186,8 +186,15 @@ def test_what_is_not_built_is_refused_with_what_to_set_instead(
 
 def test_what_is_not_built_is_named_by_its_flag_where_a_flag_set_it() -> None:
     spec = load_spec(None, {"decode.layout.kvp": 2, "decode.layout.ep": 2})
-    with pytest.raises(SpecError, match=r"^--kvp 2 is not built yet: .*; set --kvp 1\n--ep 2 "):
+    with pytest.raises(
+        SpecError, match=r"^--kvp 2 is not built yet: .*; set --kvp 1, or .*\n--ep 2 "
+    ):
         refuse_unbuilt(spec, {"decode.layout.kvp": "--kvp", "decode.layout.ep": "--ep"})
+
+
+def test_ranks_without_a_hand_off_are_built() -> None:
+    fields: dict[str, object] = {"decode.layout.kvp": 2, "decode.layout.ep": 2}
+    refuse_unbuilt(load_spec(None, {**fields, "prefill.workers.min": 0}))
 
 
 def test_a_model_is_found_from_the_file_then_from_the_package(tmp_path: Path) -> None:

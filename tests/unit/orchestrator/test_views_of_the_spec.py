@@ -7,6 +7,7 @@ from orchestrator.runtime.worker_configs import worker_config
 from orchestrator.spec import load_spec
 from router.config import RouterConfig
 from workers.config import WorkerConfig
+from workers.parallel.layout import ParallelLayout
 
 
 def test_a_worker_is_told_what_its_pool_says() -> None:
@@ -29,6 +30,20 @@ def test_a_worker_is_told_what_its_pool_says() -> None:
     assert config.device == "cpu"
     assert WorkerConfig.from_json(config.to_json()) == config
     assert worker_config(spec, "prefill", None, "c").kv_tokens == 65536
+
+
+def test_a_decode_worker_is_told_its_layout() -> None:
+    layout = {"kvp": 2, "tpa": 2, "ep": 4, "interleave": 8, "hop_b": False}
+    spec = load_spec(None, {f"decode.layout.{name}": value for name, value in layout.items()})
+    config = worker_config(spec, "decode", None, "c")
+    assert config.parallel == ParallelLayout(kvp=2, tpa=2, tpf=1, ep=4, interleave=8)
+    assert not config.hop_b
+    assert worker_config(spec, "prefill", None, "c").parallel.size == 1
+
+
+def test_a_prefill_worker_is_tensor_parallel() -> None:
+    config = worker_config(load_spec(None, {"prefill.layout.tp": 2}), "prefill", None, "c")
+    assert config.parallel == ParallelLayout.tensor_parallel(2)
 
 
 def test_a_worker_with_a_gpu_uses_it() -> None:

@@ -233,3 +233,15 @@ def test_all_slots_in_use_is_said() -> None:
     memory.allocate(1, 4)
     with pytest.raises(OutOfMemory, match="state slots: all 1 are in use"):
         memory.allocate(2, 4)
+
+
+def test_a_prefix_gives_way_to_a_request_that_it_leaves_no_room_for() -> None:
+    memory = StateMemory(blocks=4, block_tokens=4, max_requests=2, max_checkpoints=2, drafts=True)
+    prompt = list(range(14))
+    memory.allocate_prompt(0, prompt, 14)
+    memory.checkpoint(0, prompt[:12])
+    memory.free(0)
+    # The hit would need a copy of the third block, and all four are the request's own.
+    holding, hit = memory.allocate_prompt(1, prompt, 14)
+    assert (len(holding.blocks), hit) == (4, None)
+    memory.audit()

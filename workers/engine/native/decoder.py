@@ -69,8 +69,7 @@ class Decoder:
                 draft[: row.room - 1]
                 for row, draft in zip(rows, self._runner.draft(rows, draft_tokens), strict=True)
             ]
-        hidden = self._runner.verify(rows, drafts, draft_tokens + 1)
-        logits = self._runner.logits(hidden)
+        hidden, logits = self._runner.verify(rows, drafts, draft_tokens + 1)
         windows = choose_windows(logits, drafts, [row.sampling for row in rows])
         drafted, accepted = [0] * draft_tokens, [0] * draft_tokens
         for index, (row, draft, chosen) in enumerate(zip(rows, drafts, windows, strict=True)):

@@ -35,8 +35,9 @@ from workers.engine.sampling.verify import choose_windows
 from workers.handoff.agent import NixlAgent
 from workers.handoff.receiver import Arrival, HandoffReceiver
 from workers.handoff.sender import HandoffSender, Sent
+from workers.parallel.communicator import RanksLost
+from workers.parallel.group import RankGroup
 from workers.state.memory import Hit, OutOfMemory, StateMemory
-from workers.state.store import StateStore
 from workers.telemetry import Tracing
 
 # How often a waiting engine looks at its transfers: short against a hand-off, long against a poll.
@@ -52,7 +53,6 @@ class NativeEngine:
         decoder: Decoder,
         scheduler: Scheduler,
         memory: StateMemory,
-        store: StateStore,
         agent: NixlAgent,
         sender: HandoffSender,
         receiver: HandoffReceiver,
@@ -60,12 +60,12 @@ class NativeEngine:
         tracing: Tracing,
         clock_s: Callable[[], float],
         checkpoint_tokens: int,
+        group: RankGroup | None = None,
     ) -> None:
         self._runner = runner
         self._decoder = decoder
         self._scheduler = scheduler
         self._memory = memory
-        self._store = store
         self._agent = agent
         self._sender = sender
         self._receiver = receiver
@@ -73,6 +73,7 @@ class NativeEngine:
         self._tracing = tracing
         self._clock_s = clock_s
         self._checkpoint_tokens = checkpoint_tokens
+        self._group = group
         self._sequences: dict[int, Sequence] = {}
         self._arrivals = 0
         self._events = StepEvents()
@@ -122,6 +123,11 @@ class NativeEngine:
         events, self._events = self._events, StepEvents()
         return events
 
+    def on_lost(self, callback: Callable[[RanksLost], object]) -> None:
+        """Have `callback` called, in another thread, when another rank of this worker is lost."""
+        if self._group is not None:
+            self._group.on_lost(callback)
+
     def audit(self) -> None:
         """Raise PoolError unless every block and slot is free, cached or held by a live request."""
         self._memory.audit()
@@ -135,6 +141,8 @@ class NativeEngine:
         self._sender.close()
         self._receiver.close()
         self._agent.close()
+        if self._group is not None:
+            self._group.close()
 
     def _accept(self, item: WorkItem, prompt: tuple[int, ...]) -> Sequence | None:
         """Take a request in, or say why not."""
@@ -247,7 +255,7 @@ class NativeEngine:
             sequence.prefill_started_s = self._clock_s()
             self._begin_span(sequence, "prefill")
         if hit is not None:
-            self._store.copy(hit.copies)
+            self._runner.copy(hit.copies)
             if not sequence.output:
                 sequence.cached_tokens = hit.tokens
         logits = self._runner.read(sequence, tokens)
@@ -285,7 +293,7 @@ class NativeEngine:
         ):
             copies = self._memory.checkpoint(sequence.item.key, sequence.prompt[:read])
             if copies is not None:
-                self._store.copy(copies)
+                self._runner.copy(copies)
 
     def _begin_decoding(self, sequence: Sequence) -> None:
         if sequence.stage is Stage.PREFILLING:

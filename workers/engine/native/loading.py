@@ -9,13 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from workers.checkpoint import load_model
 from workers.config import WorkerConfig
 from workers.engine.native.decoder import Decoder
 from workers.engine.native.draft_length import MOST_DRAFT_TOKENS, DraftLength
 from workers.engine.native.engine import NativeEngine
+from workers.engine.native.part import UnbuiltLayout, block_tokens_of_group, blocks, load_part
+from workers.engine.native.passes import ModelPasses
 from workers.engine.native.runner import ModelRunner
 from workers.engine.native.scheduler import Scheduler
 from workers.engine.sampling.grammar import GrammarCompiler
@@ -23,23 +22,16 @@ from workers.handoff.agent import NixlAgent
 from workers.handoff.manifest import ModelVersion
 from workers.handoff.receiver import HandoffReceiver
 from workers.handoff.sender import HandoffSender
-from workers.kernels.cpu import calls
-from workers.model.allocator import keep_freed_memory
-from workers.model.hybrid import HybridModel
+from workers.model.config import ModelConfig
+from workers.parallel.group import RankGroup
+from workers.parallel.rules import check_layout
 from workers.state.fingerprint import model_fingerprint
-from workers.state.geometry import StateGeometry
 from workers.state.memory import StateMemory
-from workers.state.store import StateStore
 from workers.telemetry import Tracing
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _EPOCH = 0
 _LOG_PROGRESS_EVERY_S = 5.0
 _LOG = logging.getLogger(__name__)
-
-
-class UnbuiltLayout(ValueError):
-    """A layout or feature that this engine does not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,48 +46,72 @@ class LoadedEngine:
 
 
 def load_native_engine(config: WorkerConfig, tracing: Tracing) -> LoadedEngine:
-    """Load weights, set memory aside, and register it with NIXL.
+    """Load weights, set memory aside, register it with NIXL, and start the other ranks, if any.
 
     Raises:
         CheckpointError: the checkpoint is incomplete, misshapen or of an unknown kind.
-        UnbuiltLayout: the layout needs more than one rank, or draft tokens are asked for.
+        IllegalLayout: the model cannot be cut as asked.
+        UnbuiltLayout: draft tokens are asked for that cannot be made.
+        RanksLost: another rank ended while it started.
     """
-    refuse_unbuilt_layout(config)
-    torch.set_num_threads(config.threads)
-    keep_freed_memory()
-    device = torch.device(config.device)
-    if config.cpu_kernels and device.type == "cpu":
-        calls.enable()  # before weights are laid out for them
-    else:
-        calls.disable()
-    dtype = _DTYPES[config.dtype]
-    path = Path(config.model_path)
-    model = load_model(path, dtype, device, progress=_log_progress(time.monotonic))
-    version = ModelVersion(model_fingerprint(model.config, path), _EPOCH)
-    lengths = _draft_lengths(config, model)
-    geometry = StateGeometry.from_config(
-        model.config, block_tokens=config.block_tokens, dtype=dtype, max_draft_tokens=lengths.most
-    )
-    num_blocks = -(-config.kv_tokens // config.block_tokens)
+    refuse_unbuilt_drafts(config)
+    model = ModelConfig.from_file(Path(config.model_path))
+    passes, group = start_ranks(config, model)
+    try:
+        return _engine(config, model, passes, group, tracing)
+    except BaseException:
+        if group is not None:
+            group.close()
+        raise
+
+
+def start_ranks(config: WorkerConfig, model: ModelConfig) -> tuple[ModelPasses, RankGroup | None]:
+    """What rank 0 runs, and the other ranks if there are any; all have loaded their part.
+
+    Raises: as `load_native_engine`.
+    """
+    layout = config.parallel
+    repeat = config.role == "prefill"
+    check_layout(model, layout, config.block_tokens, repeat_kv_heads=repeat)
+    progress = _log_progress(time.monotonic)
+    if layout.size == 1:
+        return load_part(config, None, progress=progress), None
+    group = RankGroup(config)
+    try:
+        passes = load_part(config, group.join(), group.tell, progress)
+        group.wait_ready()
+    except BaseException:
+        group.close()
+        raise
+    return passes, group
+
+
+def _engine(
+    config: WorkerConfig,
+    model: ModelConfig,
+    passes: ModelPasses,
+    group: RankGroup | None,
+    tracing: Tracing,
+) -> LoadedEngine:
+    path, store, most = Path(config.model_path), passes.store, passes.most_draft_tokens
+    version = ModelVersion(model_fingerprint(model, path), _EPOCH)
+    forced = None if config.draft_tokens == "auto" else config.draft_tokens
     memory = StateMemory(
-        blocks=num_blocks,
-        block_tokens=config.block_tokens,
+        blocks=blocks(config),
+        block_tokens=block_tokens_of_group(config),
         max_requests=config.max_requests,
         max_checkpoints=config.max_checkpoints,
-        drafts=lengths.most > 0,
+        drafts=most > 0,
     )
-    slots = config.max_requests + config.max_checkpoints
-    store = StateStore(geometry, blocks=num_blocks, slots=slots, device=device)
     agent = NixlAgent(config.worker_id)
     agent.register(store.memory())
     scheduler = Scheduler(memory, config.step_tokens, config.checkpoint_tokens)
-    runner = ModelRunner(model, store, memory, device)
+    runner = ModelRunner(passes, memory)
     engine = NativeEngine(
         runner=runner,
-        decoder=Decoder(runner, scheduler, lengths, time.monotonic),
+        decoder=Decoder(runner, scheduler, DraftLength(most, forced), time.monotonic),
         scheduler=scheduler,
         memory=memory,
-        store=store,
         agent=agent,
         sender=HandoffSender(agent, store, version, timeout_s=config.handoff_timeout_s),
         receiver=HandoffReceiver(
@@ -110,13 +126,13 @@ def load_native_engine(config: WorkerConfig, tracing: Tracing) -> LoadedEngine:
         tracing=tracing,
         clock_s=time.monotonic,
         checkpoint_tokens=config.checkpoint_tokens,
+        group=group,
     )
-    kv_tokens = num_blocks * config.block_tokens - lengths.most
     return LoadedEngine(
         engine=engine,
         model_fingerprint=version.fingerprint,
-        max_model_tokens=min(model.config.max_position_embeddings, kv_tokens),
-        vocab_size=model.config.vocab_size,
+        max_model_tokens=min(model.max_position_embeddings, memory.total_tokens - most),
+        vocab_size=model.vocab_size,
     )
 
 
@@ -133,26 +149,8 @@ def _log_progress(clock_s: Callable[[], float]) -> Callable[[int, int], None]:
     return report
 
 
-def _draft_lengths(config: WorkerConfig, model: HybridModel) -> DraftLength:
-    """The draft lengths that the config asks for, as far as the model can draft."""
-    if config.draft_tokens == "auto":
-        return DraftLength(MOST_DRAFT_TOKENS if model.weights.mtp is not None else 0)
-    if config.draft_tokens and model.weights.mtp is None:
-        raise UnbuiltLayout(
-            f"draft_tokens={config.draft_tokens}: {config.model_path} has no MTP block; "
-            "set draft_tokens to 0 or auto"
-        )
-    return DraftLength(config.draft_tokens, forced=config.draft_tokens)
-
-
-def refuse_unbuilt_layout(config: WorkerConfig) -> None:
-    """Raise UnbuiltLayout, naming the field, for more than one rank or too many drafts."""
-    for field in ("tp", "kvp", "tpa", "ep", "tpf"):
-        value = getattr(config, field)
-        if value != 1:
-            raise UnbuiltLayout(
-                f"{field}={value}: the native engine runs on one rank; set {field} to 1"
-            )
+def refuse_unbuilt_drafts(config: WorkerConfig) -> None:
+    """Raise UnbuiltLayout for a number of drafts that the engine does not make."""
     if config.draft_tokens != "auto" and not 0 <= config.draft_tokens <= MOST_DRAFT_TOKENS:
         raise UnbuiltLayout(
             f"draft_tokens={config.draft_tokens}: the engine drafts 0 to {MOST_DRAFT_TOKENS} "

@@ -1,0 +1,78 @@
+"""Calls cross a pipe as they are, and anything else is refused."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import fields
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from workers.engine.native.calls import Call, CopyCall, DraftCall, ReadCall, VerifyCall
+from workers.parallel.frames import FrameError, encode, read_call
+from workers.state.memory import CopyPlan
+
+
+def numbers(*shape: int) -> Tensor:
+    return torch.randint(-(2**62), 2**62, shape)
+
+
+def same(left: Call | None, right: Call) -> bool:
+    if type(left) is not type(right):
+        return False
+    for field in fields(right):
+        a, b = getattr(left, field.name), getattr(right, field.name)
+        if isinstance(b, Tensor):
+            if a.dtype != b.dtype or not torch.equal(a, b):
+                return False
+        elif a != b or type(a) is not type(b):
+            return False
+    return True
+
+
+@given(batch=st.integers(1, 5), width=st.integers(0, 4), bf16=st.booleans())
+def test_calls_arrive_as_they_were_sent(batch: int, width: int, bf16: bool) -> None:
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    sent: list[Call] = [
+        ReadCall(numbers(7), 3, numbers(2), 0, 7, True),
+        DraftCall(
+            numbers(batch, width),
+            torch.randn(batch, width, 8).to(dtype).transpose(0, 1).contiguous().transpose(0, 1),
+            numbers(batch, 3),
+            numbers(batch),
+            numbers(batch),
+            width,
+        ),
+        VerifyCall(
+            numbers(batch, width), numbers(batch), numbers(batch, 2), numbers(batch), numbers(batch)
+        ),
+        CopyCall(1, 2, -1, -1),
+    ]
+    stream = io.BytesIO(b"".join(map(encode, sent)))
+    for call in sent:
+        assert same(read_call(stream), call)
+    assert read_call(stream) is None
+
+
+@pytest.mark.parametrize("plan", [CopyPlan(1, 2), CopyPlan(1, 2, 0, 4)])
+def test_a_copy_is_the_plan_it_was_made_of(plan: CopyPlan) -> None:
+    assert CopyCall.of(plan).plan == plan
+
+
+@pytest.mark.parametrize("cut", [1, 5, 20, -1])
+def test_a_frame_that_is_cut_is_refused(cut: int) -> None:
+    frame = encode(ReadCall(numbers(7), 3, numbers(2), 0, 7, True))
+    with pytest.raises(FrameError, match="ends within a frame"):
+        read_call(io.BytesIO(frame[:cut]))
+
+
+@pytest.mark.parametrize(
+    "text", [b'{"call":"os.system"}', b'{"call":"CopyCall"}', b"[]", b"nonsense"]
+)
+def test_what_is_no_call_is_refused(text: bytes) -> None:
+    frame = len(text).to_bytes(4, "little") + bytes(4) + text
+    with pytest.raises(FrameError, match="not a call"):
+        read_call(io.BytesIO(frame))
