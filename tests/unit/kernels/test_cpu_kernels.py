@@ -12,9 +12,11 @@ from torch.nn import functional
 
 from tests.reference_models import SHAPES
 from workers.kernels.cpu import attention, calls, layers, mamba
+from workers.kernels.cpu.pages import PlannedPages
 from workers.model.config import ModelConfig, parse_config
 from workers.model.config_fields import Fields
 from workers.model.linear import Linear
+from workers.model.paging import WindowPages
 from workers.model.state_tensors import StateTensors
 from workers.model.weights import MambaWeights, MoeWeights
 
@@ -223,6 +225,34 @@ def test_what_no_query_sees_may_be_anything() -> None:
     planes[0, :, :, 5:] = torch.nan
     tables, visible = torch.tensor([[0, 1]]), torch.tensor([[5]])
     assert attention.attend(noise(1, 1, 16), planes, tables, visible, 1).isfinite().all()
+
+
+@pytest.mark.parametrize("counts", [None, torch.tensor([3, 1, 2])])
+def test_planned_pages_are_those_of_the_model(counts: Tensor | None) -> None:
+    """A window that fits, one that reaches beyond the blocks of its request, one that opens two."""
+    block_tables = torch.tensor([[5, 2, -1, -1], [7, 1, 3, -1], [4, 0, 6, 8]])
+    context, width, size = torch.tensor([2, 11, 3]), 3, 4
+    planned = PlannedPages.of(block_tables, size, context, width, counts)
+    calls.disable()
+    expected = WindowPages.of(
+        block_tables, size, context, width, share=1, dtype=torch.float32, counts=counts
+    )
+    assert calls.enable()
+    assert isinstance(expected, WindowPages)
+    placed = planned.blocks >= 0
+    torch.testing.assert_close(planned.blocks[placed], expected.blocks)
+    torch.testing.assert_close(planned.offsets[placed], expected.offsets)
+    torch.testing.assert_close(planned.visible, expected.visible)
+    tables = expected.tables.view(3, -1)
+    columns = min(tables.shape[1], planned.tables.shape[1])
+    torch.testing.assert_close(planned.tables[:, :columns], tables[:, :columns])
+
+    kv = noise(9, 2, 2, 1, size, 8)
+    found, wanted, new = kv.clone(), kv.clone(), noise(9, 2, 1, 8, seed=1)
+    for pages, memory in ((planned, found), (expected, wanted)):
+        pages.open(memory)
+        pages.write(memory[:, 1], new)
+    torch.testing.assert_close(found, wanted)
 
 
 def test_profiles_show_kernels_as_operations() -> None:

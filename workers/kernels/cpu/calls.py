@@ -34,7 +34,6 @@ _FLOAT32_SIGNATURES = {
     "route": "iiippidpp",
     "write_pages": "iiiipppipi",
 }
-Argument = int | float | None | ctypes.Structure
 
 
 class _Function:
