@@ -207,7 +207,7 @@ async def test_a_worker_is_in_the_directory_while_it_runs(
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("kvp", 2, "kvp=2"),
+        ("kvp", 2, "kvp 2 x tpa 1 ranks in attention"),
         ("draft_tokens", 3, "draft_tokens=3"),
         ("model_path", "/nowhere", "/nowhere"),
     ],
