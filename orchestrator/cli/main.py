@@ -8,6 +8,7 @@ import typer
 
 from orchestrator.cli.batch import batch
 from orchestrator.cli.bench import bench
+from orchestrator.cli.calibrate import calibrate
 from orchestrator.cli.demo import demo
 from orchestrator.cli.down import down
 from orchestrator.cli.failures import debug as debug_setting
@@ -46,7 +47,7 @@ def _root(
     debug_setting.set(debug)
 
 
-for _command in (up, down, status, generate, batch, demo, plan):
+for _command in (up, down, status, generate, batch, demo, plan, calibrate):
     app.command()(reported(_command))
 app.add_typer(bench)
 

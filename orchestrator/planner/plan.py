@@ -45,6 +45,7 @@ from workers.perf.memory import sequence_bytes, state_bytes, weight_bytes
 from workers.perf.speculation import acceptance_lengths
 
 _FRONTIER_POINTS = 28
+_WORTH = 1.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,21 +324,23 @@ def _frontier(
     kept = frontier(decode.itl_s, decode.rate / decode.ranks)
     if not len(kept):
         return ()
-    wanted = np.unique(np.linspace(0, len(kept) - 1, _FRONTIER_POINTS).round().astype(int))
+    itl_s = decode.itl_s[kept]
+    levels = np.geomspace(itl_s[0], itl_s[-1], _FRONTIER_POINTS)
+    wanted = np.unique(np.searchsorted(itl_s, levels * (1.0 + 1e-9), side="right") - 1)
     rows: list[FrontierPoint] = []
-    for index in kept[wanted]:
-        at = replace(targets, itl_s=float(decode.itl_s[index]))
+    for level in itl_s[wanted]:
+        at = replace(targets, itl_s=float(level))
         choice = best_for_devices(prefill, decode, question.workload, question.devices, at)
         if choice is None:
             continue
         reader, decoder = prefill.layouts.at(choice.prefill), decode.layouts.at(choice.decode)
         ratio = choice.prefill_count * reader.ranks / (choice.decode_count * decoder.ranks)
-        itl_s = float(decode.itl_s[choice.decode])
+        reached_s = float(decode.itl_s[choice.decode])
         rows.append(
             FrontierPoint(
-                tokens_per_s_user=1.0 / itl_s,
+                tokens_per_s_user=1.0 / reached_s,
                 tokens_per_s_gpu=choice.sustained_rps * question.workload.mean_osl / choice.devices,
-                itl_s=itl_s,
+                itl_s=reached_s,
                 gpu_ratio=ratio,
                 prefill=f"{choice.prefill_count} x ({reader})",
                 decode=f"{choice.decode_count} x ({decoder})",
@@ -348,4 +351,9 @@ def _frontier(
     best = frontier(
         np.array([row.itl_s for row in rows]), np.array([row.tokens_per_s_gpu for row in rows])
     )
-    return tuple(rows[index] for index in best[::-1])
+    kept_rows: list[FrontierPoint] = []
+    for index in best:
+        # Slower for hardly more is no choice that anyone would make.
+        if not kept_rows or rows[index].tokens_per_s_gpu > _WORTH * kept_rows[-1].tokens_per_s_gpu:
+            kept_rows.append(rows[index])
+    return tuple(reversed(kept_rows))

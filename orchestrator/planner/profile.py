@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -78,13 +78,13 @@ def read_profile(path: Path) -> Profile:
     )
 
 
-def profile_text(profile: Profile, measurements: list[Mapping[str, float]] | None = None) -> str:
+def profile_text(profile: Profile, measurements: Sequence[Mapping[str, float]] = ()) -> str:
     """What `read_profile` reads."""
     hardware, efficiency = profile.hardware, profile.efficiency
     values = {
         "version": 1,
         "hardware": {name: getattr(hardware, name) for name in HardwareSpec.__slots__},
         "efficiency": {name: getattr(efficiency, name) for name in Efficiency.__slots__},
-        "measurements": [dict(one) for one in measurements or []],
+        "measurements": [dict(one) for one in measurements],
     }
     return json.dumps(values, indent=2) + "\n"

@@ -50,8 +50,9 @@ def _counts(chosen: Chosen) -> str:
     return (
         f"{chosen.prefill.count} prefill workers of {chosen.prefill.layout} (batch "
         f"{chosen.prefill.batch}, chunks of {chosen.chunk_tokens}) and {chosen.decode.count} "
-        f"decode workers of {chosen.decode.layout} (batch {chosen.decode.batch}): {chosen.devices} GPUs, "
-        f"ctx:gen {chosen.gpu_ratio:.2f} (balance {chosen.balanced_ratio:.2f})."
+        f"decode workers of {chosen.decode.layout} (batch {chosen.decode.batch}): "
+        f"{chosen.devices} GPUs, ctx:gen {chosen.gpu_ratio:.2f} "
+        f"(balance {chosen.balanced_ratio:.2f})."
     )
 
 
@@ -81,7 +82,8 @@ def _trust(plan: Plan) -> str:
     if efficiency.error is None:
         return (
             f"Kernel efficiencies are {efficiency.name}, not measured on "
-            f"{plan.question.hardware.name}: compare plans with each other rather than with a clock."
+            f"{plan.question.hardware.name}: compare plans with each other rather than "
+            "with a clock."
         )
     return (
         f"Calibrated by {efficiency.name}: predicted times were off by {efficiency.error:.0%} on "

@@ -46,7 +46,7 @@ class Layout:
             )
             if value > 1
         ]
-        return " ".join([*sizes, "HOP-B"] if self.hopb else sizes) or "1 GPU"
+        return " ".join([*sizes, "HOP-B"] if self.hopb else sizes) or "TP1"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
