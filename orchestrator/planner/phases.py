@@ -27,7 +27,7 @@ from workers.perf.speculation import acceptance_lengths
 
 _BATCHES = np.unique(np.round(2.0 ** np.arange(0.0, 11.01, 0.25)))
 _PREFILL_BATCHES = np.array([1.0, 2.0, 4.0, 8.0, 16.0])
-_CHUNKS = (2048.0, 8192.0, 32768.0)
+_CHUNKS = (1024.0, 2048.0, 8192.0, 32768.0)
 
 
 @dataclass(frozen=True, slots=True)

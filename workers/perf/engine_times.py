@@ -61,7 +61,7 @@ class PhaseModel:
         self.drafter = (
             None
             if model.draft is None
-            else Forward(model.draft, model.hidden, head, hardware, precision, efficiency)
+            else Forward(model.draft, model.hidden, head, hardware, precision.of_draft, efficiency)
         )
 
     def step(

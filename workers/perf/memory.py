@@ -74,7 +74,7 @@ def weight_bytes(
     ends = model.embedding_parameters * precision.embedding.bytes / layouts.group
     result = result + np.where(layouts.pp > 1, ends / (1.0 if model.tied else 2.0), ends)
     if drafts and model.draft is not None:
-        result = result + _stack_bytes(model.draft, layouts, precision)
+        result = result + _stack_bytes(model.draft, layouts, precision.of_draft)
     return result
 
 
