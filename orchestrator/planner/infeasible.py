@@ -15,6 +15,7 @@ from orchestrator.planner.phases import (
 )
 from orchestrator.planner.question import Question
 from orchestrator.planner.solve import Targets, best_for_devices, fewest_for_demand
+from workers.perf.arrays import Booleans, Floats, Integers
 from workers.perf.memory import RESERVED_SHARE
 
 _SLACK = 1.0 + 1e-9
@@ -84,38 +85,50 @@ def _devices_for_memory(question: Question) -> float | None:
 
 
 def _latency(question: Question, prefill: PrefillPoints, decode: DecodePoints) -> Obstacle | None:
-    targets = question.targets
-    quickest = float(np.min(decode.itl_s))
-    if quickest > targets.itl_s:
+    targets, devices = question.targets, question.devices
+    soon = prefill.read_s <= targets.ttft_s
+    quick = decode.itl_s <= targets.itl_s
+    if not np.any(quick):
+        left = devices - _smallest(prefill.ranks, soon)
+        itl_s = _least(decode.itl_s, decode.ranks <= left)
         return Obstacle(
             "itl_ms",
-            f"ITL: the quickest decode step takes {quickest * 1e3:.2f} ms a token, above the "
-            f"target of {targets.itl_s * 1e3:g} ms",
-            quickest * 1e3,
-            _widened(question, prefill, decode, replace(targets, itl_s=quickest * _SLACK)),
+            f"ITL: the quickest decode step takes {np.min(decode.itl_s) * 1e3:.2f} ms a token, "
+            f"above the target of {targets.itl_s * 1e3:g} ms",
+            itl_s * 1e3,
+            _widened(question, prefill, decode, replace(targets, itl_s=itl_s * _SLACK)),
         )
-    soonest = float(np.min(prefill.read_s))
-    if soonest > targets.ttft_s:
-        nearest = soonest * _ROOM_FOR_WAITING
+    if not np.any(soon):
+        left = devices - _smallest(decode.ranks, quick)
+        ttft_s = _least(prefill.read_s, prefill.ranks <= left) * _ROOM_FOR_WAITING
         return Obstacle(
             "ttft_ms",
             f"TTFT: reading a prompt of {question.workload.isl_percentile:.0f} tokens takes at "
-            f"least {soonest * 1e3:.1f} ms without any wait, above the target of "
+            f"least {np.min(prefill.read_s) * 1e3:.1f} ms without any wait, above the target of "
             f"{targets.ttft_s * 1e3:g} ms",
-            nearest * 1e3,
-            _widened(question, prefill, decode, replace(targets, ttft_s=nearest)),
+            ttft_s * 1e3,
+            _widened(question, prefill, decode, replace(targets, ttft_s=ttft_s)),
         )
-    if best_for_devices(prefill, decode, question.workload, question.devices, targets) is None:
-        p = int(np.min(prefill.ranks[prefill.read_s <= targets.ttft_s]))
-        d = int(np.min(decode.ranks[decode.itl_s <= targets.itl_s]))
+    if best_for_devices(prefill, decode, question.workload, devices, targets) is None:
+        p, d = _smallest(prefill.ranks, soon), _smallest(decode.ranks, quick)
         return Obstacle(
             "gpus",
             f"devices: the targets take {p} for prefill and {d} for decode at once, more than "
-            f"{question.devices}",
+            f"{devices}",
             float(p + d),
             _relaxed_on_devices(question, prefill, decode),
         )
     return None
+
+
+def _smallest(ranks: Integers, allowed: Booleans) -> int:
+    """Devices of the smallest allowed instance, or of the smallest at all."""
+    return int(np.min(ranks[allowed])) if np.any(allowed) else int(np.min(ranks))
+
+
+def _least(times_s: Floats, fitting: Booleans) -> float:
+    """The shortest time of an instance that fits, or at all."""
+    return float(np.min(times_s[fitting])) if np.any(fitting) else float(np.min(times_s))
 
 
 def _widened(

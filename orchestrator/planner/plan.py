@@ -136,7 +136,7 @@ def make_plan(question: Question) -> Plan:
     colocated = colocated_points(
         phase, workload, question.devices, question.targets, question.drafting
     )
-    points = prefill_room.considered + decode_room.considered + len(colocated)
+    points = prefill_room.fitting + decode_room.fitting + len(colocated)
     prefill = prefill.take(frontier_by_size(prefill.read_s, prefill.rate, prefill.ranks))
     decode = decode.take(frontier_by_size(decode.itl_s, decode.rate, decode.ranks))
     obstacle = find_obstacle(question, prefill, decode, prefill_room, decode_room)

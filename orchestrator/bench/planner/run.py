@@ -75,7 +75,7 @@ def run_planner_bench(rounds: int, report: Callable[[str], None]) -> Findings:
         decode, decode_room = decode_points(
             phase, question.workload, question.devices, question.drafting
         )
-        points = prefill_room.considered + decode_room.considered
+        points = prefill_room.fitting + decode_room.fitting
         best_for_devices(
             prefill.take(frontier_by_size(prefill.read_s, prefill.rate, prefill.ranks)),
             decode,
