@@ -35,10 +35,11 @@ def calibrate(
     from orchestrator.planner.asking import find_model
     from orchestrator.planner.profile import Profile, profile_text
     from orchestrator.spec import ModelSpec as ModelSection
+    from orchestrator.spec.loading import find_model as checkpoint_folder
     from workers.perf.errors import PerfError
     from workers.perf.precision import precision_named
 
-    folder = Path(ModelSection().path) if model is None else model
+    folder = checkpoint_folder(ModelSection().path if model is None else str(model), Path.cwd())
     if dtype not in ("float32", "bfloat16"):
         raise UsageError(f"--dtype {dtype}: must be float32 or bfloat16")
     try:

@@ -18,7 +18,7 @@ from orchestrator.planner.phases import Drafting, fitting_layouts
 from orchestrator.planner.queueing import percentile_wait_s
 from orchestrator.planner.solve import Targets
 from orchestrator.planner.workload import Workload
-from workers.perf.arrays import Booleans, Floats
+from workers.perf.arrays import Floats
 from workers.perf.engine_times import PhaseModel
 from workers.perf.layouts import Layout, Layouts
 from workers.perf.speculation import acceptance_lengths
@@ -29,13 +29,17 @@ _CHUNKS = (512.0, 2048.0, 8192.0)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ColocatedPoints:
-    """Candidates on all devices, those alone that meet the TTFT target; arrays of one length."""
+    """Candidates on all devices, those alone that meet the TTFT target; arrays of one length.
+
+    `itl_s` is the mean over all steps, `chunk_itl_s` that of the steps which also read a chunk.
+    """
 
     layouts: Layouts
     slots: Floats
     chunk: Floats
     drafts: Floats
     itl_s: Floats
+    chunk_itl_s: Floats
     ttft_s: Floats
     devices: Floats
     rps: Floats
@@ -54,6 +58,7 @@ class ColocatedChoice:
     chunk_tokens: float
     draft_tokens: int
     itl_s: float
+    chunk_itl_s: float
     ttft_s: float
     devices: int
     sustained_rps: float
@@ -75,69 +80,43 @@ def colocated_points(
     slots = _BATCHES[None, :] * grid.dp * grid.pp
     fits = slots <= most[:, None]
     fresh = max(workload.mean_isl * (1.0 - workload.prefix_hit), 1.0)
+    longest = max(workload.isl_percentile * (1.0 - workload.prefix_hit), 1.0)
     reach = np.asarray(workload.mean_isl - fresh / 2.0)
+    context = np.array(workload.context)
     count = np.floor(devices / grid.ranks)
     columns: list[tuple[Floats, ...]] = []
     for length in drafting.lengths:
         drafts = np.array(float(length))
         accepted = float(acceptance_lengths(drafting.rate, drafts))
-        context = np.array(workload.context)
         alone_s = phase.step(grid, slots, context, drafts).step_s
-        for chunk in sorted({min(chunk, fresh) for chunk in _CHUNKS}):
+        for chunk in sorted({min(chunk, longest) for chunk in _CHUNKS}):
             tokens = chunk * grid.dp.astype(np.float64)
             both_s = phase.step(
-                grid,
-                slots,
-                context,
-                drafts,
-                prompt_tokens=tokens,
-                prompt_context=reach,
+                grid, slots, context, drafts, prompt_tokens=tokens, prompt_context=reach
             ).step_s
             share = slots * accepted * fresh / (workload.decoded * tokens * grid.pp)
             mean_s = share * both_s + (1.0 - share) * alone_s
-            read_s = np.ceil(fresh / chunk) * both_s
-            wait_s = percentile_wait_s(count * grid.dp, share, read_s, 0.0, targets.percentile)
-            good = fits & (share < 1.0) & (read_s + wait_s <= targets.ttft_s)
-            columns.append(
-                _column(
-                    good,
-                    slots,
-                    chunk,
-                    length,
-                    mean_s / accepted,
-                    read_s + wait_s,
-                    count,
-                    grid,
-                    count * slots * accepted / (mean_s * workload.decoded),
-                )
+            mean_read_s = max(fresh / chunk, 1.0) * both_s
+            wait_s = percentile_wait_s(
+                count * grid.dp, share, mean_read_s, workload.isl_scv, targets.percentile
             )
-    rows, *values = (np.concatenate(column) for column in zip(*columns, strict=True))
-    return ColocatedPoints(layouts.take(rows.astype(np.int64)), *values)
-
-
-def _column(
-    good: Booleans,
-    slots: Floats,
-    chunk: float,
-    drafts: int,
-    itl_s: Floats,
-    ttft_s: Floats,
-    count: Floats,
-    grid: Layouts,
-    rps: Floats,
-) -> tuple[Floats, ...]:
-    rows, batches = np.nonzero(good)
-    used = (count * grid.ranks)[rows, 0].astype(np.float64)
-    return (
-        rows.astype(np.float64),
-        slots[rows, batches],
-        np.full(len(rows), chunk),
-        np.full(len(rows), float(drafts)),
-        itl_s[rows, batches],
-        ttft_s[rows, batches],
-        used,
-        rps[rows, batches],
-    )
+            ttft_s = wait_s + np.ceil(longest / chunk) * both_s
+            good = fits & (share < 1.0) & (ttft_s <= targets.ttft_s)
+            rps = count * slots * accepted / (mean_s * workload.decoded)
+            values = (
+                slots,
+                np.asarray(chunk),
+                drafts,
+                mean_s / accepted,
+                both_s / accepted,
+                ttft_s,
+                count * grid.ranks,
+                rps,
+            )
+            rows = np.nonzero(good)[0].astype(np.float64)
+            columns.append((rows, *(np.broadcast_to(one, good.shape)[good] for one in values)))
+    rows, *found = (np.concatenate(column) for column in zip(*columns, strict=True))
+    return ColocatedPoints(layouts.take(rows.astype(np.int64)), *found)
 
 
 def best_colocated(points: ColocatedPoints, targets: Targets) -> ColocatedChoice | None:
@@ -154,6 +133,7 @@ def best_colocated(points: ColocatedPoints, targets: Targets) -> ColocatedChoice
         chunk_tokens=float(points.chunk[index]),
         draft_tokens=int(points.drafts[index]),
         itl_s=float(points.itl_s[index]),
+        chunk_itl_s=float(points.chunk_itl_s[index]),
         ttft_s=float(points.ttft_s[index]),
         devices=int(points.devices[index]),
         sustained_rps=float(points.rps[index]),

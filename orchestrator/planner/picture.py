@@ -13,6 +13,7 @@ from orchestrator.planner.words import summary_lines
 
 _WIDTH, _HEIGHT = 860, 520
 _LEFT, _RIGHT, _TOP, _BOTTOM = 84, 24, 24, 64
+_GRID = 'stroke="#d0d7de"'
 _OURS, _OTHER, _MARK = "#1f6feb", "#8b949e", "#d1242f"
 
 Curve = Sequence[tuple[float, float]]
@@ -49,7 +50,6 @@ def page(plan: Plan) -> str:
         f"<title>{html.escape(title)}</title><style>"
         "body{font:15px/1.45 system-ui,sans-serif;max-width:900px;margin:2em auto;padding:0 1em;"
         "color:#1f2328;background:#fff}h1{font-size:1.3em}svg{width:100%;height:auto}"
-        "text{font:13px system-ui,sans-serif;fill:#1f2328}.grid{stroke:#d0d7de}"
         "</style></head><body>"
         f"<h1>{html.escape(title)}: {html.escape(question.workload.description)}</h1>"
         f"{drawing(plan)}<ul>{lines}</ul>{_table(plan)}</body></html>\n"
@@ -67,7 +67,9 @@ def drawing(plan: Plan) -> str:
     y = _scale([point[1] for point in both], _HEIGHT - _BOTTOM, _TOP)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-        'aria-label="tokens per second and GPU over tokens per second and user">',
+        'aria-label="tokens per second and GPU over tokens per second and user" '
+        'font-family="DejaVu Sans, Helvetica, Arial, sans-serif" font-size="13" fill="#1f2328">',
+        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#ffffff"/>',
         *_axes(x, y),
         *_line(other, x, y, _OTHER, "5 4"),
         *_line(ours, x, y, _OURS, ""),
@@ -89,12 +91,12 @@ def _axes(x: _Scale, y: _Scale) -> list[str]:
     parts = []
     for tick in x.ticks():
         at = x.at(tick)
-        parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{bottom}"/>')
+        parts.append(f'<line {_GRID} x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{bottom}"/>')
         parts.append(f'<text x="{at:.1f}" y="{bottom + 20}" text-anchor="middle">{tick:g}</text>')
     for tick in y.ticks():
         at = y.at(tick)
         parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
+            f'<line {_GRID} x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
         )
         parts.append(f'<text x="{_LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{tick:,g}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
@@ -142,15 +144,16 @@ def _legend(with_other: bool) -> list[str]:
     if with_other:
         rows.append((_OTHER, "5 4", "colocated"))
     parts = []
-    right = _WIDTH - _RIGHT - 250
+    # Curves fall from the upper left to the right: the lower left is free.
+    right, top = _LEFT + 14, _HEIGHT - _BOTTOM - 96
     for row, (colour, dashes, label) in enumerate(rows):
-        at = _TOP + 18 + 20 * row
+        at = top + 18 + 20 * row
         parts.append(
             f'<line x1="{right}" x2="{right + 28}" y1="{at - 4}" y2="{at - 4}" stroke="{colour}" '
             f'stroke-width="2" stroke-dasharray="{dashes}"/>'
         )
         parts.append(f'<text x="{right + 36}" y="{at}">{label}</text>')
-    at = _TOP + 18 + 20 * len(rows)
+    at = top + 18 + 20 * len(rows)
     parts.append(
         f'<circle cx="{right + 14}" cy="{at - 4}" r="6" fill="none" stroke="{_MARK}" '
         'stroke-width="2.5"/>'

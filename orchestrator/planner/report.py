@@ -150,6 +150,7 @@ def _colocated(choice: ColocatedChoice, question: Question) -> Document:
         "draft_tokens": choice.draft_tokens,
         "gpus": choice.devices,
         "itl_ms": choice.itl_s * 1e3,
+        "itl_ms_while_reading": choice.chunk_itl_s * 1e3,
         "ttft_ms": choice.ttft_s * 1e3,
         "sustained_requests_per_s": choice.sustained_rps,
         "tokens_per_s_gpu": choice.sustained_rps * question.workload.mean_osl / choice.devices,

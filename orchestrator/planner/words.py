@@ -38,8 +38,12 @@ def summary_lines(plan: Plan) -> list[str]:
     lines.append(f"Time of decode: {_shares(chosen.decode)}.")
     lines.append(_link(chosen))
     gain = gain_over_colocated(plan)
-    if gain is not None:
-        lines.append(f"Over the best colocated serving for the same targets: {gain:.2f}x.")
+    if gain is not None and plan.colocated is not None:
+        lines.append(
+            f"Over the best colocated serving for the same targets: {gain:.2f}x; its mean ITL is "
+            f"{plan.colocated.itl_s * 1e3:.1f} ms, {plan.colocated.chunk_itl_s * 1e3:.1f} ms while "
+            "prompts are read."
+        )
     elif plan.colocated is None:
         lines.append("No colocated serving meets the targets.")
     lines.append(_trust(plan))

@@ -47,6 +47,11 @@ class Workload:
         return float(np.sum(self.isl * self.weights))
 
     @property
+    def isl_scv(self) -> float:
+        """Squared coefficient of variation of prompts."""
+        return float(np.sum(self.isl**2 * self.weights)) / self.mean_isl**2 - 1.0
+
+    @property
     def decoded(self) -> float:
         """Tokens that decode makes for a request: all but the first."""
         return max(self.mean_osl - 1.0, 1.0)

@@ -22,7 +22,7 @@ from workers.perf.precision import Precision
 
 
 @dataclass(frozen=True, slots=True)
-class StepTimes:
+class Step:
     """A step of an instance in which every sequence advances by one window.
 
     `step_s` from one window to the next of a sequence; `parts` as `Times` has them, where asked.
@@ -33,7 +33,7 @@ class StepTimes:
 
 
 @dataclass(frozen=True, slots=True)
-class ReadTimes:
+class Reading:
     """Reading a batch of prompts: `read_s` from start to first token, `busy_s` until the first
     pipeline stage is free for the next batch."""
 
@@ -74,7 +74,7 @@ class PhaseModel:
         prompt_tokens: Floats | None = None,
         prompt_context: Floats | None = None,
         detailed: bool = False,
-    ) -> StepTimes:
+    ) -> Step:
         """One decode step of `sequences` sequences an instance holds, over all its stages.
 
         MTP drafts `draft_tokens` tokens, one pass of the draft block for each, and verifies them
@@ -102,7 +102,7 @@ class PhaseModel:
             step_s = step_s + drafted_s
             if detailed:
                 parts["drafts", "memory"] = drafted_s
-        return StepTimes(step_s, Times(np.asarray(times.total_s), parts))
+        return Step(step_s, Times(np.asarray(times.total_s), parts))
 
     def read(
         self,
@@ -113,7 +113,7 @@ class PhaseModel:
         chunk_tokens: Floats,
         *,
         detailed: bool = False,
-    ) -> ReadTimes:
+    ) -> Reading:
         """Read `prompts` prompts of `tokens` tokens, `cached_tokens` of which are there already.
 
         Chunks of `chunk_tokens` tokens of each prompt follow each other through the pipeline
@@ -136,4 +136,4 @@ class PhaseModel:
             last_s = self.backbone.pass_times(layouts, end).total_s * share + sent_s + overhead_s
         busy_s = chunks * mean_s
         read_s = busy_s + (layouts.pp - 1) * last_s
-        return ReadTimes(read_s, busy_s, times)
+        return Reading(read_s, busy_s, times)

@@ -48,7 +48,7 @@ def test_reading_a_prompt_takes_what_the_planner_says(case: str, tokens: int) ->
 
 
 @pytest.mark.parametrize("case", _CASES)
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(
     sequences=st.integers(1, 64),
     context=st.integers(1, 50_000),
