@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 def plan(
     model: Annotated[str, typer.Option(help="Built-in model, or a folder with a config.json.")],
     hardware: Annotated[
-        str, typer.Option(help="h100, h200, b200, gb200, or cpu with --profile.")
-    ] = "h200",
+        str | None,
+        typer.Option(help="h100, h200, b200 or gb200; h200 unless a --profile says."),
+    ] = None,
     gpus: Annotated[int, typer.Option(min=1, help="Devices at hand.")] = 8,
     isl: Annotated[int | None, typer.Option(min=1, help="Tokens of a prompt.")] = None,
     osl: Annotated[int | None, typer.Option(min=1, help="Tokens of an answer.")] = None,

@@ -19,13 +19,18 @@ from workers.perf.known_models import known_model
 from workers.perf.model_spec import ModelSpec
 from workers.perf.precision import precision_named
 
+_USUAL_HARDWARE = "h200"
+
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """The flags of `tandem plan`; units are in their names."""
+    """The flags of `tandem plan`; units are in their names.
+
+    `hardware` None is that of the profile, or H200.
+    """
 
     model: str
-    hardware: str
+    hardware: str | None
     devices: int
     isl: int | None
     osl: int | None
@@ -48,13 +53,13 @@ def ask(wishes: Wishes) -> Question:
     if wishes.profile is not None:
         profile = read_profile(wishes.profile)
         hardware, efficiency = profile.hardware, profile.efficiency
-        if wishes.hardware not in ("h200", hardware.name):
+        if wishes.hardware not in (None, hardware.name):
             raise PerfError(
                 f"hardware {wishes.hardware!r}: the profile {wishes.profile} is of "
                 f"{hardware.name!r}; leave --hardware out"
             )
     else:
-        hardware = known_hardware(wishes.hardware)
+        hardware = known_hardware(wishes.hardware or _USUAL_HARDWARE)
     auto = wishes.precision == "auto"
     precision = usual_precision(model, hardware) if auto else precision_named(wishes.precision)
     return Question(

@@ -75,10 +75,11 @@ def _memory(question: Question, prefill_room: Room, decode_room: Room) -> Obstac
 def _devices_for_memory(question: Question) -> float | None:
     """Twice the smallest instance that holds the model: one for each pool."""
     phase = question.phase
-    drafts = max(question.drafting.lengths) > 0
     for size in (1, 2, 4, 8, 16, 32, 64):
         layouts = decode_layouts(question.model, size, question.hardware.domain)
-        fitting, _, _ = fitting_layouts(phase, layouts, question.workload.held, drafts=drafts)
+        fitting, _, _ = fitting_layouts(
+            phase, layouts, question.workload.held, drafts=question.drafts
+        )
         if len(fitting):
             return 2.0 * float(np.min(fitting.ranks))
     return None

@@ -181,15 +181,14 @@ def decode_points(
 
 
 def prefill_points(
-    phase: PhaseModel, workload: Workload, devices: int, layouts: Layouts | None = None
+    phase: PhaseModel, workload: Workload, devices: int, *, drafts: bool = False
 ) -> tuple[PrefillPoints, Room]:
-    """Evaluate every prefill candidate."""
-    if layouts is None:
-        layouts = prefill_layouts(phase.model, devices, phase.hardware.domain)
+    """Evaluate every prefill candidate; with `drafts` the draft block reads prompts too."""
+    layouts = prefill_layouts(phase.model, devices, phase.hardware.domain)
     longest = max(workload.isl_percentile, float(np.max(workload.isl)))
     chunks = sorted({min(chunk, longest) for chunk in _CHUNKS})
     every = len(layouts) * len(_PREFILL_BATCHES) * len(chunks)
-    layouts, most, least = fitting_layouts(phase, layouts, longest, drafts=False)
+    layouts, most, least = fitting_layouts(phase, layouts, longest, drafts=drafts)
     if not len(layouts):
         return _no_prefill(layouts), Room(every, 0, least)
     grid = layouts.column()
@@ -201,7 +200,9 @@ def prefill_points(
     )
     found = []
     for chunk in chunks:
-        busy, squares, read_s = _reading(phase, workload, grid, slots, np.array(chunk))
+        busy, squares, read_s = _reading(
+            phase, workload, grid, slots, np.array(chunk), drafts=drafts
+        )
         own = slots / busy
         found.append(
             (
@@ -231,18 +232,26 @@ def prefill_points(
 
 
 def _reading(
-    phase: PhaseModel, workload: Workload, grid: Layouts, slots: Floats, chunk: Floats
+    phase: PhaseModel,
+    workload: Workload,
+    grid: Layouts,
+    slots: Floats,
+    chunk: Floats,
+    *,
+    drafts: bool,
 ) -> tuple[Floats, Floats, Floats]:
     """Mean and mean square of an instance's busy time, and the time to read a percentile prompt."""
     busy: Floats = np.zeros(slots.shape)
     squares: Floats = np.zeros(slots.shape)
     hit = workload.prefix_hit
     for isl, weight in zip(workload.isl, workload.weights, strict=True):
-        each_s = phase.read(grid, slots, float(isl), float(isl) * hit, chunk).busy_s
+        read = phase.read(grid, slots, float(isl), float(isl) * hit, chunk, drafts=drafts)
+        each_s = read.busy_s
         busy = busy + weight * each_s
         squares = squares + weight * each_s**2
     longest = workload.isl_percentile
-    return busy, squares, phase.read(grid, slots, longest, longest * hit, chunk).read_s
+    read = phase.read(grid, slots, longest, longest * hit, chunk, drafts=drafts)
+    return busy, squares, read.read_s
 
 
 def _no_decode(layouts: Layouts) -> DecodePoints:

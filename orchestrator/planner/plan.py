@@ -131,7 +131,9 @@ class Chosen:
 def make_plan(question: Question) -> Plan:
     """Search every candidate and answer."""
     phase, workload = question.phase, question.workload
-    prefill, prefill_room = prefill_points(phase, workload, question.devices)
+    prefill, prefill_room = prefill_points(
+        phase, workload, question.devices, drafts=question.drafts
+    )
     decode, decode_room = decode_points(phase, workload, question.devices, question.drafting)
     colocated = colocated_points(
         phase, workload, question.devices, question.targets, question.drafting
@@ -202,9 +204,16 @@ def _describe(
             float(prefill.rate[p]),
             match.prefill_utilisation,
             bool(prefill.link_bound[p]),
-            prefill_shares(phase, workload, reader, float(prefill.slots[p]), chunk),
+            prefill_shares(
+                phase,
+                workload,
+                reader,
+                float(prefill.slots[p]),
+                chunk,
+                drafts=question.drafts,
+            ),
             tokens=workload.isl_percentile,
-            drafts=False,
+            drafts=question.drafts,
         ),
         decode=_worker(
             question,

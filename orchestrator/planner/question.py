@@ -33,6 +33,11 @@ class Question:
     efficiency: Efficiency = ASSUMED
 
     @property
+    def drafts(self) -> bool:
+        """Whether speculation is among the candidates, so that prefill makes draft state."""
+        return max(self.drafting.lengths) > 0
+
+    @property
     def phase(self) -> PhaseModel:
         """The performance model that answers it."""
         return PhaseModel(self.model, self.hardware, self.precision, self.efficiency)

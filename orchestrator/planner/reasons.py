@@ -41,7 +41,13 @@ def decode_shares(
 
 
 def prefill_shares(
-    phase: PhaseModel, workload: Workload, layout: Layout, slots: float, chunk: float
+    phase: PhaseModel,
+    workload: Workload,
+    layout: Layout,
+    slots: float,
+    chunk: float,
+    *,
+    drafts: bool,
 ) -> tuple[Share, ...]:
     """Parts of reading a mean prompt, largest first."""
     isl = workload.mean_isl
@@ -51,6 +57,7 @@ def prefill_shares(
         isl,
         isl * workload.prefix_hit,
         np.array(chunk),
+        drafts=drafts,
         detailed=True,
     )
     return _shares(read.times.parts)

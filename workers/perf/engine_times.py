@@ -91,7 +91,7 @@ class PhaseModel:
         sent_s = self.backbone.send_s(layouts, batch.tokens)
         overhead = self.efficiency
         step_s = layouts.pp * (stage_s + overhead.step_s) + sequences * overhead.sequence_s
-        step_s = step_s + (layouts.pp - 1) * sent_s
+        step_s = step_s + (layouts.pp - 1) * sent_s + np.minimum(chunk, 1.0) * overhead.prompt_s
         parts = dict(times.parts)
         if detailed:
             parts["pipeline", "communication"] = (layouts.pp - 1) * sent_s
@@ -112,9 +112,12 @@ class PhaseModel:
         cached_tokens: float,
         chunk_tokens: Floats,
         *,
+        drafts: bool = False,
         detailed: bool = False,
     ) -> Reading:
         """Read `prompts` prompts of `tokens` tokens, `cached_tokens` of which are there already.
+
+        With `drafts` the draft block on the last stage reads them too, for its own KV.
 
         Chunks of `chunk_tokens` tokens of each prompt follow each other through the pipeline
         stages: chunked pipeline parallelism takes the sum of all chunks in one stage and the last
@@ -129,6 +132,12 @@ class PhaseModel:
         share = layouts.stage_share(self.model.stack.blocks)
         sent_s = self.backbone.send_s(layouts, each)
         overhead_s = self.efficiency.step_s + prompts * self.efficiency.prompt_s
+        parts = dict(times.parts)
+        if drafts and self.drafter is not None:
+            drafted_s = self.drafter.pass_times(layouts, batch).total_s
+            overhead_s = overhead_s + drafted_s
+            if detailed:
+                parts["drafts", "compute"] = drafted_s
         mean_s = times.total_s * share + sent_s + overhead_s
         last_s = mean_s
         if np.any(layouts.pp > 1):
@@ -136,4 +145,4 @@ class PhaseModel:
             last_s = self.backbone.pass_times(layouts, end).total_s * share + sent_s + overhead_s
         busy_s = chunks * mean_s
         read_s = busy_s + (layouts.pp - 1) * last_s
-        return Reading(read_s, busy_s, times)
+        return Reading(read_s, busy_s, Times(times.total_s, parts))

@@ -100,12 +100,14 @@ class StepTimes:
         self._prompt_list: list[float] = self._prompts.tolist()
         stage = float(self._layouts.stage_share(phase.model.stack.blocks)[0]) * layout.pp
         self._scores = [
-            self._coefficients(phase.backbone, group, stage, self._window, layout)
+            self._coefficients(phase.backbone, group, stage, stage, self._window, layout)
             for group in phase.model.stack.attention
         ]
         if draft_tokens and phase.drafter is not None:
             self._scores += [
-                self._coefficients(phase.drafter, group, draft_tokens * layout.pp, 1.0, layout)
+                self._coefficients(
+                    phase.drafter, group, draft_tokens * layout.pp, layout.pp, 1.0, layout
+                )
                 for group in phase.drafter.stack.attention
             ]
         self._devices = sharding_devices(phase.model, self._layouts)
@@ -217,12 +219,22 @@ class StepTimes:
             drafting = Batch(n / pp, np.ones(()), zero, zero, zero, zero)
             drafted_s = phase.drafter.flat_times(layouts, drafting).total_s + overhead.draft_s
             table = table + np.where(n > 0, draft_tokens * pp * drafted_s, 0.0)
+            given = Batch(zero, zero, zero, chunk, zero, np.minimum(chunk, 1.0))
+            given_s = phase.drafter.flat_times(layouts, given).total_s
+            table = table + np.where(chunk > 0, pp * given_s, 0.0)
         return table
 
     def _coefficients(
-        self, forward: Forward, group: Attention, passes: float, window: float, layout: Layout
+        self,
+        forward: Forward,
+        group: Attention,
+        passes: float,
+        prompt_passes: float,
+        window: float,
+        layout: Layout,
     ) -> _Scores:
-        """What makes the closed form of one kind of attention layer."""
+        """What makes the closed form of one kind of attention layer, gone through `passes` times
+        by what decodes and `prompt_passes` times by what is read."""
         compute_s, memory_s, pair_s, constant_s = forward.score_slopes(group, self._layouts, window)
         exchange_s = 0.0
         if layout.kvp > 1:
@@ -232,7 +244,7 @@ class StepTimes:
             layers=group.layers,
             decode_compute_s=compute_s * each / self._pp,
             decode_memory_s=memory_s * each / self._pp,
-            pair_s=pair_s * each,
+            pair_s=pair_s * prompt_passes * group.layers,
             window=float("inf") if group.window is None else float(group.window),
             constant_s=constant_s * each,
             latency_s=forward.exchange_latency_s * each if layout.kvp > 1 else 0.0,

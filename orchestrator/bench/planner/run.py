@@ -71,7 +71,9 @@ def run_planner_bench(rounds: int, report: Callable[[str], None]) -> Findings:
     def search() -> None:
         nonlocal points
         phase = question.phase
-        prefill, prefill_room = prefill_points(phase, question.workload, question.devices)
+        prefill, prefill_room = prefill_points(
+            phase, question.workload, question.devices, drafts=question.drafts
+        )
         decode, decode_room = decode_points(
             phase, question.workload, question.devices, question.drafting
         )

@@ -39,9 +39,14 @@ def test_a_decode_step_is_that_of_the_planner(case: str, sequences: int, context
 @pytest.mark.parametrize("case", _CASES)
 @given(tokens=st.integers(16, 16_384))
 def test_reading_a_prompt_takes_what_the_planner_says(case: str, tokens: int) -> None:
-    model, layout, _ = _CASES[case]
+    model, layout, drafts = _CASES[case]
     read = phase(model).read(
-        Layouts.of([layout]), np.ones(1), float(tokens), 0.0, np.array(float(tokens))
+        Layouts.of([layout]),
+        np.ones(1),
+        float(tokens),
+        0.0,
+        np.array(float(tokens)),
+        drafts=drafts > 0,
     )
     expected_s = float(read.busy_s[0]) * layout.pp
     assert _TIMES[case].prefill_chunk_s(tokens) == pytest.approx(expected_s, rel=0.06)
