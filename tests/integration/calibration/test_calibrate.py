@@ -29,8 +29,8 @@ def test_a_profile_of_this_machine_is_written_and_planned_with(
     found = read_profile(profile)
     assert found.hardware.name == "cpu"
     assert found.efficiency.error is not None
-    assert found.efficiency.step_s > 0.0
     steps = json.loads(profile.read_text())["measurements"]
+    assert all(step["seconds"] > 0.0 for step in steps)
     assert {step["draft_tokens"] for step in steps} == {0.0, 3.0}
     assert {step["read_tokens"] for step in steps} == {0.0, 256.0, 512.0}
     plan = ["plan", "--model", model, "--profile", str(profile), "--gpus", "3", "--json"]
