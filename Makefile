@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 SOURCES := protos workers router loadgen orchestrator k8s tests
 
-.PHONY: demo test check protos bench clean test-full test-gpu
+.PHONY: demo test check protos bench literature clean test-full test-gpu
 
 demo: $(READY)
 	@$(BIN)/tandem demo
@@ -33,6 +33,9 @@ protos: $(READY)
 
 bench: $(READY)
 	$(BIN)/tandem bench engine $(if $(VLLM_PYTHON),--vllm-python $(VLLM_PYTHON))
+
+literature: $(READY)
+	$(BIN)/python -m orchestrator.literature docs/literature.md
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

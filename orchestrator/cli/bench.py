@@ -84,6 +84,26 @@ def engine(
     print_targets(console, targets)
 
 
+def planner(
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each measurement.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """The planner: points per second, seconds of a search, and what its shortcuts cost."""
+    from orchestrator.bench.engine.tables import print_targets, wide_console
+    from orchestrator.bench.machine import describe_machine
+    from orchestrator.bench.planner.run import document, judge, run_planner_bench
+
+    began_s = time.monotonic()
+    with _progress() as report:
+        findings = run_planner_bench(rounds, report)
+    targets = judge(findings)
+    if as_json:
+        machine = describe_machine({})
+        print_json(document(findings, targets, machine, time.monotonic() - began_s))
+        return
+    print_targets(wide_console(), targets)
+
+
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
     """What is being measured: a spinner where standard error is a terminal, else lines."""
@@ -98,3 +118,4 @@ def _progress() -> Iterator[Callable[[str], None]]:
 
 bench.command()(reported(engine))
 bench.command()(reported(helix))
+bench.command()(reported(planner))

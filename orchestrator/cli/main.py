@@ -8,11 +8,13 @@ import typer
 
 from orchestrator.cli.batch import batch
 from orchestrator.cli.bench import bench
+from orchestrator.cli.calibrate import calibrate
 from orchestrator.cli.demo import demo
 from orchestrator.cli.down import down
 from orchestrator.cli.failures import debug as debug_setting
 from orchestrator.cli.failures import reported
 from orchestrator.cli.generate import generate
+from orchestrator.cli.plan import plan
 from orchestrator.cli.status import status
 from orchestrator.cli.up import up
 
@@ -45,7 +47,7 @@ def _root(
     debug_setting.set(debug)
 
 
-for _command in (up, down, status, generate, batch, demo):
+for _command in (up, down, status, generate, batch, demo, plan, calibrate):
     app.command()(reported(_command))
 app.add_typer(bench)
 

@@ -1,0 +1,1 @@
+"""How well this machine's software uses it: measured, fitted, and kept as a profile."""
