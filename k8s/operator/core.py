@@ -193,3 +193,10 @@ def _announcements(resource: Manifest, found: Sequence[Condition]) -> list[Actio
             kind = "Warning" if bad else "Normal"
             events.append(Announce(kind, condition.reason, condition.message))
     return events
+
+
+def asks_in_flight(resource: Manifest, observed: Observed) -> bool:
+    """Whether routers have to be asked what they work on: only while something drains."""
+    if text(resource, "metadata", "deletionTimestamp"):
+        return bool(observed.pods_of("router"))
+    return len(observed.router_revisions) > 1

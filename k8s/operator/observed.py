@@ -86,8 +86,10 @@ class PoolState:
         return self.status in ("DEPLOY_FAILED", "UNHEALTHY")
 
 
-def pool_state(ray_service: Manifest | None, pods: Sequence[Manifest], role: Role) -> PoolState:
-    """The state of a pool. `pods` are those of its group.
+def pool_state(
+    ray_service: Manifest | None, pods: Sequence[Manifest], pods_per_worker: int, role: Role
+) -> PoolState:
+    """The state of a pool. `pods` are those of its group, `pods_per_worker` of them one worker.
 
     KubeRay names no numbers, so ready workers are ready pods while Serve calls the deployment
     healthy or in the middle of scaling, and none otherwise.
@@ -100,7 +102,8 @@ def pool_state(ray_service: Manifest | None, pods: Sequence[Manifest], role: Rol
     deployment = mapping(application, "serveDeploymentStatuses", role)
     state = text(deployment, "status")
     serving = state in ("HEALTHY", "UPSCALING", "DOWNSCALING")
-    ready = sum(condition(pod, "Ready") == "True" for pod in pods) if serving else 0
+    ready_pods = sum(condition(pod, "Ready") == "True" for pod in pods)
+    ready = ready_pods // pods_per_worker if serving else 0
     message = text(deployment, "message") or text(application, "message")
     return PoolState(text(application, "status"), message, ready)
 

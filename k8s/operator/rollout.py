@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from k8s.operator import status as report
-from k8s.operator.objects import Key, Manifest, text
+from k8s.operator.objects import Key, Manifest, number, text
 from k8s.operator.observed import (
     Observed,
     PoolState,
@@ -191,7 +191,7 @@ def plan_rollout(
         in_use |= observed.router_revisions
         configs |= observed.router_configs
     starting = "" if running else text(resource, "status", "startingSince")
-    same_spec = text(resource, "status", "observedGeneration") == service.generation
+    same_spec = number(resource, "status", "observedGeneration") == service.generation
     if not running and (not starting or _new_target(resource, service, same_spec, observed)):
         starting = report.timestamp(now)
     late = report.seconds_since(starting, now) > service.spec.kubernetes.start_timeout_s
@@ -217,4 +217,9 @@ def _new_target(resource: Manifest, service: Service, same_spec: bool, observed:
 
 def _pools(service: Service, observed: Observed, revision: str) -> dict[Role, PoolState]:
     ray = observed.objects.get(Key("RayService", f"{service.name}-{revision}"))
-    return {role: pool_state(ray, observed.pods_of(role, revision), role) for role in ROLES}
+    return {
+        role: pool_state(
+            ray, observed.pods_of(role, revision), service.pods(role).pods_per_worker, role
+        )
+        for role in ROLES
+    }

@@ -29,12 +29,15 @@ class NodeReplica(WorkerReplica):
     """A worker that other machines reach at its node's address."""
 
     async def __init__(self, config_json: str, log_dir: str) -> None:  # type: ignore[misc]
-        import ray
+        await super().__init__(_for_this_node(config_json, log_dir), log_dir)
 
-        config = WorkerConfig.from_json(config_json)
-        config = dataclasses.replace(config, host=ray.util.get_node_ip_address())
-        Path(log_dir).mkdir(parents=True, exist_ok=True)
-        await super().__init__(config.to_json(), log_dir)
+
+def _for_this_node(config_json: str, log_dir: str) -> str:
+    import ray
+
+    Path(log_dir).mkdir(parents=True, exist_ok=True)
+    host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return dataclasses.replace(WorkerConfig.from_json(config_json), host=host).to_json()
 
 
 def pool(args: Mapping[str, object]) -> Application:

@@ -1,4 +1,4 @@
-"""What only Kubernetes needs to know of a cluster: images, pods, devices, how long a drain may take.
+"""What only Kubernetes needs to know of a cluster: images, pods, devices, time for a drain.
 
 It is a section of the one spec, so that a single file describes a deployment and nothing is said
 twice: sizes, layouts and ports stand where they always do. `tandem up` ignores this section and
