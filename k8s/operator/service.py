@@ -28,7 +28,6 @@ CONFIG = f"{GROUP}/config"  # annotation of router pods: the ConfigMap that they
 FINALIZER = f"{GROUP}/drain"
 FIELD_MANAGER = "tandem-operator"
 
-_POOL_SECTIONS = ("model", "store", "prefill", "decode", "telemetry", "kubernetes")
 # Of the kubernetes section, what no worker pod is made from.
 _NOT_OF_PODS = {"router", "store", "start_timeout_s", "network_policy", "monitoring"}
 
@@ -90,14 +89,11 @@ class Service:
     def worker_view(self) -> dict[str, object]:
         """The spec that a worker is started with: without what may change while it runs."""
         fields = self.spec.model_dump(mode="json", exclude_defaults=True)
-        view = {name: fields[name] for name in _POOL_SECTIONS if name in fields}
-        view.pop("kubernetes", None)
+        view = {name: dict(fields.get(name, {})) for name in ("model", "telemetry", *ROLES)}
         for role in ROLES:
-            pool = dict(view.get(role, {}))
-            pool.pop("workers", None)
-            view[role] = pool
+            view[role].pop("workers", None)
         view["kubernetes"] = {"drain_timeout_s": self.spec.kubernetes.drain_timeout_s}
-        return {name: section for name, section in view.items() if section != {}}
+        return {name: section for name, section in view.items() if section}
 
     def pool(self, role: Role) -> PrefillPool | DecodePool:
         return self.spec.prefill if role == "prefill" else self.spec.decode
@@ -107,14 +103,14 @@ class Service:
         return kubernetes.prefill if role == "prefill" else kubernetes.decode
 
     def _pool_fields(self) -> dict[str, object]:
-        fields = self.spec.model_dump(mode="json")
-        pools = {name: fields[name] for name in _POOL_SECTIONS}
+        # Without defaults: a later version with more fields is no reason to replace a pool.
+        fields = self.spec.model_dump(mode="json", exclude_defaults=True)
+        pools = {name: dict(fields.get(name, {})) for name in ("model", "telemetry", *ROLES)}
         for role in ROLES:
-            del pools[role]["workers"]
-        pools["kubernetes"] = {
-            name: value for name, value in pools["kubernetes"].items() if name not in _NOT_OF_PODS
-        }
-        return pools
+            pools[role].pop("workers", None)
+        kubernetes = fields.get("kubernetes", {})
+        pods = {name: value for name, value in kubernetes.items() if name not in _NOT_OF_PODS}
+        return {**pools, "store": self.spec.store, "kubernetes": pods}
 
 
 @dataclass(frozen=True, slots=True)

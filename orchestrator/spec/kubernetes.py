@@ -59,7 +59,7 @@ class WorkerPods(Section):
     annotations: Labels = Field(default_factory=dict)  # such as k8s.v1.cni.cncf.io/networks
     node_selector: Labels = Field(default_factory=dict)
     tolerations: Annotated[list[Toleration], Field(max_length=16)] = Field(default_factory=list)
-    spread_key: ShortText = "kubernetes.io/hostname"  # workers spread over it; empty: anywhere
+    spread_key: ShortText = "kubernetes.io/hostname"  # workers of one pod spread over it
     runtime_class: ShortText = ""
     priority_class: ShortText = ""
 

@@ -170,7 +170,8 @@ def _worker_group(service: Service, role: Role) -> Part:
         "runtimeClassName": pods.runtime_class,
         "priorityClassName": pods.priority_class,
     }
-    if pods.spread_key:
+    if pods.spread_key and share == 1:
+        # The pods of one worker belong together; only whole workers may be spread.
         placement["topologySpreadConstraints"] = [
             {
                 "maxSkew": 1,

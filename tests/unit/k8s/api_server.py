@@ -157,9 +157,7 @@ class ApiServer:
             return _refusal(409, f"{place.plural} {name!r} already exists")
         return Answer(201, copy.deepcopy(self.create(place.plural, body)))
 
-    def _apply(
-        self, place: Place, name: str, manager: str, body: Object, status: bool
-    ) -> Answer:
+    def _apply(self, place: Place, name: str, manager: str, body: Object, status: bool) -> Answer:
         found = self._objects.get(place, {}).get(name)
         if status:
             if found is None:

@@ -40,7 +40,9 @@ def _foreign(kind: str) -> Mapping[str, object]:
 def structural_problems(schema: Mapping[str, object], instance: object) -> list[str]:
     """Faults of an instance by a structural schema, unknown fields included."""
     validator = Draft202012Validator(_strict(schema, root=True))
-    return [f"{error.json_path}: {error.message[:200]}" for error in validator.iter_errors(instance)]
+    return [
+        f"{error.json_path}: {error.message[:200]}" for error in validator.iter_errors(instance)
+    ]
 
 
 def _strict(schema: object, root: bool = False) -> object:

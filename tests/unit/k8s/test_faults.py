@@ -5,6 +5,7 @@ Every fault is injected at a place that is counted, not timed, so each run is th
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable
 
@@ -21,7 +22,9 @@ _UPGRADE = {"image": "registry.example/tandem:2"}
 def _specs(world: World) -> dict[str, object]:
     """All that the operator made, without what differs from run to run."""
     return {
-        f"{kind.kind} {text(item, 'metadata', 'name')}": item.get("spec") or item.get("data")
+        f"{kind.kind} {text(item, 'metadata', 'name')}": copy.deepcopy(
+            item.get("spec") or item.get("data")
+        )
         for kind in OWNED
         for item in world.server.all(kind.plural)
     }
@@ -32,14 +35,12 @@ def _live_through(world: World, act: Callable[[], None] = lambda: None) -> dict[
     world.make_service()
     world.start_operator()
     act()
-    assert _settles(world, lambda: world.phase == "Ready")
+    assert _settles(world, lambda: world.settled)
     world.traffic = True
     world.run(15)
     world.change(kubernetes=_UPGRADE)
     act()
-    assert _settles(
-        world, lambda: world.phase == "Ready" and len(world.server.all("rayservices")) == 1
-    )
+    assert _settles(world, lambda: world.settled)
     world.run(30)
     assert world.lost == []
     made = _specs(world)
@@ -56,7 +57,7 @@ def _settles(world: World, until: Callable[[], bool]) -> bool:
     for _ in range(20):
         if world.run(600, until):
             return True
-        if world._queue is None:
+        if not world.operator_runs:
             world.start_operator()
     return False
 
@@ -84,7 +85,7 @@ def test_refused_calls_are_repeated_to_the_same_end(
     assert _live_through(world) == undisturbed
 
 
-@pytest.mark.parametrize("at_write", range(0, 40, 3))
+@pytest.mark.parametrize("at_write", range(0, 40, 5))
 def test_an_operator_killed_at_any_write_is_followed_by_one_that_goes_on(
     world: World, undisturbed: dict[str, object], at_write: int
 ) -> None:
@@ -120,10 +121,7 @@ def test_lost_watches_only_delay(world: World, undisturbed: dict[str, object]) -
     world.watches = False
     assert world.run(600, lambda: world.phase == "Ready")
     world.change(kubernetes=_UPGRADE)
-    assert world.run(
-        900, lambda: len(world.server.all("rayservices")) == 1 and world.phase == "Ready"
-        and _specs(world).keys() == undisturbed.keys()
-    )
+    assert world.run(900, lambda: world.settled)
     assert _specs(world) == undisturbed
 
 
@@ -154,7 +152,7 @@ def test_repeated_failures_wait_longer_and_longer_up_to_a_minute(world: World) -
     world.run(300)
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert gaps[:6] == pytest.approx([1, 2, 4, 8, 16, 32])
-    assert set(gaps[6:]) == {60}
+    assert gaps[6:] == pytest.approx([60] * len(gaps[6:]))
 
 
 def test_two_operators_write_nothing_against_each_other(world: World) -> None:

@@ -80,7 +80,11 @@ class World:
         reconciler = Reconciler(api, Drainer(self), self.now, IMAGE)
 
         async def look(key: ServiceKey) -> float | None:
-            return reconciler.reconcile(key.namespace, key.name)
+            try:
+                return reconciler.reconcile(key.namespace, key.name)
+            except OperatorKilledError:
+                self.kill_operator()
+                raise asyncio.CancelledError from None
 
         self._queue = WorkQueue(look)
         self.server.on_change = self._changed
@@ -100,6 +104,10 @@ class World:
             task.cancel()
         self._tasks = []
         self._queue = None
+
+    @property
+    def operator_runs(self) -> bool:
+        return self._queue is not None
 
     def _changed(self, event: str, item: Object) -> None:
         if not self.watches or self._queue is None:
@@ -123,19 +131,16 @@ class World:
 
         async def live() -> bool:
             end = self.loop.time() + seconds
+            alive = self.operator_runs
             while not until():
-                if self.loop.time() >= end:
+                if self.loop.time() >= end or self.operator_runs != alive:
                     return until()
                 self.server.now = self.now().strftime("%Y-%m-%dT%H:%M:%SZ")
                 self._step()
                 await asyncio.sleep(1)
             return True
 
-        try:
-            return self.loop.run_until_complete(live())
-        except OperatorKilledError:
-            self.kill_operator()
-            return False
+        return self.loop.run_until_complete(live())
 
     def close(self) -> None:
         self.kill_operator()
@@ -200,7 +205,9 @@ class World:
             pods = [pod for pod in self._pods_named(f"{name}-") if self._stays(pod)]
             annotations = mapping(template, "metadata", "annotations")
             current = [
-                pod for pod in pods if mapping(pod, "metadata", "annotations") == annotations
+                pod
+                for pod in pods
+                if mapping(pod, "metadata", "annotations") == annotations
                 and text(pod, "metadata", "labels", LABEL_REVISION) == revision
             ]
             for _ in range(wanted - len(current)):
@@ -262,9 +269,7 @@ class World:
             name = text(pod, "metadata", "name")
             chosen = selector <= mapping(pod, "metadata", "labels").items()
             if chosen and condition(pod, "Ready") == "True" and name not in self._going:
-                self.requests.setdefault(name, Pod()).finishes.append(
-                    self.loop.now_s + _REQUEST_S
-                )
+                self.requests.setdefault(name, Pod()).finishes.append(self.loop.now_s + _REQUEST_S)
 
     def _pool_runs(self, revision: str) -> bool:
         for item in self.server.all("rayservices"):
@@ -318,6 +323,16 @@ class World:
     @property
     def phase(self) -> str:
         return text(self.service, "status", "phase")
+
+    @property
+    def settled(self) -> bool:
+        """Everything is as the latest spec says, and the old has gone."""
+        seen = number(self.service, "status", "observedGeneration")
+        return (
+            self.phase == "Ready"
+            and seen == number(self.service, "metadata", "generation")
+            and len(self.server.all("rayservices")) == 1
+        )
 
     @property
     def writes(self) -> int:
