@@ -24,25 +24,31 @@ def problems_of(manifest: Mapping[str, object]) -> list[str]:
     """Every way in which the object breaks its schema; empty when it fits."""
     kind = str(manifest["kind"])
     if kind in _FOREIGN:
-        return structural_problems(_foreign(kind), manifest)
+        return _faults(_foreign(kind), manifest)
     model = getattr(client, _MODELS.get(kind, f"V1{kind}"))
     # Reading drops what the model does not know, so what does not come back was a mistake.
-    read = model.from_dict(dict(manifest))
-    return _lost(manifest, client.ApiClient().sanitize_for_serialization(read), kind)
+    return _lost(manifest, _written(model.from_dict(dict(manifest))), kind)
+
+
+def _written(model: object) -> object:
+    write = client.ApiClient().sanitize_for_serialization
+    return write(model)  # type: ignore[no-untyped-call]
 
 
 @cache
-def _foreign(kind: str) -> Mapping[str, object]:
-    text = (_FOLDER / _FOREIGN[kind]).read_text(encoding="utf-8")
-    return cast(Mapping[str, object], json.loads(text))
+def _foreign(kind: str) -> Draft202012Validator:
+    schema = json.loads((_FOLDER / _FOREIGN[kind]).read_text(encoding="utf-8"))
+    return Draft202012Validator(_strict(schema, root=True))
 
 
 def structural_problems(schema: Mapping[str, object], instance: object) -> list[str]:
     """Faults of an instance by a structural schema, unknown fields included."""
-    validator = Draft202012Validator(_strict(schema, root=True))
-    return [
-        f"{error.json_path}: {error.message[:200]}" for error in validator.iter_errors(instance)
-    ]
+    return _faults(Draft202012Validator(_strict(schema, root=True)), instance)
+
+
+def _faults(validator: Draft202012Validator, instance: object) -> list[str]:
+    errors = validator.iter_errors(instance)
+    return [f"{error.json_path}: {error.message[:200]}" for error in errors]
 
 
 def _strict(schema: object, root: bool = False) -> object:

@@ -184,7 +184,7 @@ class World:
                 }
             status = {"activeServiceStatus": {"applicationStatuses": statuses}}
             if item.get("status") != status:
-                self.server.edit("rayservices", name, lambda it, s=status: it.update(status=s))
+                self.server.edit("rayservices", name, _with(status=status))
 
     def _size_pool(self, owner: Object, pool: str, role: str, size: int) -> None:
         have = [pod for pod in self._pods_named(f"{pool}-{role}-") if self._stays(pod)]
@@ -226,7 +226,7 @@ class World:
                 "readyReplicas": sum(condition(pod, "Ready") == "True" for pod in pods),
             }
             if item.get("status") != status:
-                self.server.edit("deployments", name, lambda it, s=status: it.update(status=s))
+                self.server.edit("deployments", name, _with(status=status))
         alive = {text(item, "metadata", "name") for item in self.server.all("deployments")}
         for pod in self.server.all("pods"):
             router = text(pod, "metadata", "labels", LABEL_COMPONENT) == "router"
@@ -258,7 +258,7 @@ class World:
                 started = self.loop.now_s - self._born[name] >= _ROUTER_START_S
                 ready = started and self._pool_runs(str(labels[LABEL_REVISION]))
                 if ready != (condition(pod, "Ready") == "True"):
-                    self.server.edit("pods", name, lambda it, r=ready: it.update(_pod_status(r)))
+                    self.server.edit("pods", name, _with(**_pod_status(ready)))
 
     def _clients(self) -> None:
         service = self.server.get("services", "demo")
@@ -356,3 +356,7 @@ class World:
 def _pod_status(ready: bool) -> Object:
     entry = {"type": "Ready", "status": "True" if ready else "False"}
     return {"status": {"phase": "Running", "podIP": "10.0.0.1", "conditions": [entry]}}
+
+
+def _with(**fields: object) -> Callable[[Object], None]:
+    return lambda item: item.update(fields)
