@@ -120,19 +120,15 @@ class Api:
     ) -> Manifest:
         self.calls += 1
         headers = {"Accept": "application/json"}
-        content: object = body
         if body is not None:
             headers["Content-Type"] = content_type
-            if content_type != _JSON:
-                # The client sends patches of these types only as they are.
-                content = json.dumps(body)
         try:
             request = self._client.param_serialize(
                 method,
                 path,
                 query_params=list((query or {}).items()),
                 header_params=headers,
-                body=content,
+                body=body,
                 auth_settings=["BearerToken"],
             )
             response = self._client.call_api(*request, _request_timeout=_TIMEOUT_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Protocol
@@ -43,6 +44,7 @@ class Reconciler:
     def reconcile(self, namespace: str, name: str) -> float | None:
         """Do what one look leads to; seconds until the next, None when there is nothing to wait
         for. Raises ApiError; whatever was done before it stands, and the next look goes on."""
+        began, before = time.monotonic(), self._api.calls
         resource = self._api.service(namespace, name)
         if resource is None:
             return None
@@ -52,6 +54,9 @@ class Reconciler:
         version = text(resource, "metadata", "resourceVersion")
         for action in outcome.actions:
             version = self._perform(action, resource, version)
+        if outcome.actions:
+            calls, took_s = self._api.calls - before, time.monotonic() - began
+            _LOG.info("%s/%s: reconciled in %.2f s, %d calls", namespace, name, took_s, calls)
         if outcome.again_s is None:
             self._settled.pop(uid, None)
         return outcome.again_s

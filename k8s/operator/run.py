@@ -20,7 +20,6 @@ from k8s.operator.queue import ServiceKey, WorkQueue
 from k8s.operator.reconciler import Drainer, Reconciler
 from k8s.operator.service import LABEL_SERVICE
 
-_LOG = logging.getLogger(__name__)
 _WATCH_S = 300  # the server ends a watch after this; a lost one is noticed by then
 
 
@@ -55,6 +54,7 @@ def connection(settings: Settings) -> client.Configuration:
 
 def run(settings: Settings, drainer: Drainer) -> None:
     """Until SIGTERM or SIGINT, or until another operator leads."""
+    _quiet()
     server = connection(settings)
     # The queue repeats whole looks, so a request is never repeated below it.
     server.retries = 0
@@ -66,13 +66,18 @@ def run(settings: Settings, drainer: Drainer) -> None:
             if not leadership.wait():
                 return
         kopf.run(
-            registry=_registry(settings, server, drainer),
+            registry=_registry(settings, server, drainer, stop),
             settings=_kopf_settings(),
             namespaces=settings.namespaces,
             clusterwide=not settings.namespaces,
             standalone=True,
             stop_flag=stop,
         )
+
+
+def _quiet() -> None:
+    # One line for each event of each object says nothing that our own lines do not.
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
 
 
 def _kopf_settings() -> kopf.OperatorSettings:
@@ -84,7 +89,10 @@ def _kopf_settings() -> kopf.OperatorSettings:
 
 
 def _registry(
-    settings: Settings, server: client.Configuration, drainer: Drainer
+    settings: Settings,
+    server: client.Configuration,
+    drainer: Drainer,
+    stop: threading.Event,
 ) -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
     api = Api(client.ApiClient(server))
@@ -109,6 +117,8 @@ def _registry(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        # kopf waits for the flag in a thread, which would outlive a stop by signal.
+        stop.set()
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
     async def service_changed(name: str | None, namespace: str | None, **_: object) -> None:

@@ -151,6 +151,8 @@ class ApiServer:
 
     def _post(self, place: Place, body: Object) -> Answer:
         name = str(_dict(body, "metadata")["name"])
+        kind, version = self.kinds[place.plural]
+        body = {"apiVersion": version, "kind": kind, **body}
         if problems := problems_of(body):
             return _refusal(422, "; ".join(problems))
         if name in self._objects.get(place, {}):
@@ -190,7 +192,10 @@ class ApiServer:
         version = wanted.pop("resourceVersion", head["resourceVersion"])
         if version != head["resourceVersion"]:
             return _refusal(409, "the object has been modified")
+        before = copy.deepcopy(found.get("spec"))
         _put(found, {**body, "metadata": wanted})
+        if found.get("spec") != before:
+            _bump(found)
         if head.get("deletionTimestamp") and not head.get("finalizers"):
             self._purge(place, name)
         else:
@@ -250,7 +255,7 @@ class Client:
         body: object,
         _request_timeout: float,
     ) -> Response:
-        content = json.loads(body) if isinstance(body, str) else body
+        content = json.loads(json.dumps(body))
         assert content is None or isinstance(content, dict)
         answer = self._server.request(
             method, path, dict(query), headers.get("Content-Type", ""), content or {}
@@ -277,7 +282,8 @@ def refuse(status: int, retry_after_s: int | None = None) -> Answer:
 
 
 def _refusal(status: int, message: str) -> Answer:
-    return Answer(status, {"kind": "Status", "status": "Failure", "message": message})
+    body: Object = {"kind": "Status", "status": "Failure", "code": status, "message": message}
+    return Answer(status, body)
 
 
 def _dict(item: Mapping[str, object], key: str) -> Object:

@@ -17,12 +17,16 @@ _FOREIGN = {
     "ServiceMonitor": "servicemonitor.json",
     "PrometheusRule": "prometheusrule.json",
 }
+# Users write the first, the client of the election the second.
+_UNCHECKED = {"TandemService", "Lease"}
 _MODELS = {"HorizontalPodAutoscaler": "V2HorizontalPodAutoscaler", "Event": "CoreV1Event"}
 
 
 def problems_of(manifest: Mapping[str, object]) -> list[str]:
     """Every way in which the object breaks its schema; empty when it fits."""
     kind = str(manifest["kind"])
+    if kind in _UNCHECKED:
+        return []
     if kind in _FOREIGN:
         return _faults(_foreign(kind), manifest)
     model = getattr(client, _MODELS.get(kind, f"V1{kind}"))
