@@ -130,8 +130,8 @@ class MemoryServer:
                 queue.put_nowait(line)
         self._watchers[resource.kind].add(queue)
         try:
-            while (line := await queue.get()) is not None:
-                await response.write(line.encode() + b"\n")
+            while (event := await queue.get()) is not None:
+                await response.write(event.encode() + b"\n")
         finally:
             self._watchers[resource.kind].discard(queue)
         return response

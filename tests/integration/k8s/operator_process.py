@@ -89,16 +89,15 @@ class User:
 
     def set_status(self, resource: Resource, name: str, status: Object) -> None:
         """As the controller of that kind would."""
-        body = {"apiVersion": resource.api_version, "kind": resource.kind, "status": status}
+        body = {
+            "apiVersion": resource.api_version,
+            "kind": resource.kind,
+            "metadata": {"name": name},
+            "status": status,
+        }
         path = f"{resource.path('default', name)}/status"
         query = {"fieldManager": "test", "force": "true"}
-        code, answer = self.call(
-            "PATCH",
-            path,
-            {**body, "metadata": {"name": name}},
-            "application/apply-patch+yaml",
-            query,
-        )
+        code, answer = self.call("PATCH", path, body, "application/apply-patch+yaml", query)
         assert code == 200, answer
 
     def delete(self, resource: Resource, name: str) -> None:

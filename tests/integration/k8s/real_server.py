@@ -22,7 +22,7 @@ from tests.unit.k8s.api_server import Object
 
 _SCHEMAS = Path(__file__).parents[2] / "unit" / "k8s" / "schemas"
 _READY_S = 60
-_TOKEN = "test-admin"  # noqa: S105 - of a server that lives for one test
+_TOKEN = "test-admin"
 
 
 def assets() -> Path | None:
@@ -99,7 +99,7 @@ class RealServer:
                 if datetime.datetime.now() > deadline:
                     raise
                 for process in self._processes:
-                    assert process.poll() is None, f"{process.args} ended"
+                    assert process.poll() is None, f"{process.args!r} ended"
                     # Wakes at once when the process ends instead of becoming ready.
                     try:
                         process.wait(0.1)

@@ -1,4 +1,4 @@
-"""The operator as a process, against an API server over HTTP: in memory, and a real one if there is.
+"""The operator as a process, against API servers over HTTP: in memory, and a real one if at hand.
 
 The test plays KubeRay, the Deployment controller and the kubelets, by writing what they report.
 """
