@@ -70,6 +70,11 @@ def _service(resource: Manifest, identity: Identity, default_image: str, deletin
             f"router.grpc {spec.router.grpc} and router.http {spec.router.http}: "
             "a Service needs two different ports above 0"
         )
+    if spec.security.tls is not None:
+        problems.append(
+            "security.tls is set, and probes and hooks of pods speak plainly: "
+            "leave it null and terminate TLS at a Gateway"
+        )
     if problems:
         raise SpecError(problems)
     if not deleting:

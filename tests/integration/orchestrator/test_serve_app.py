@@ -51,7 +51,7 @@ class Nodes:
 
         serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
-        self._cluster.shutdown()
+        self._cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 @pytest.fixture
