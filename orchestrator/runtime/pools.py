@@ -18,8 +18,8 @@ from orchestrator.runtime.worker_configs import worker_config
 from orchestrator.spec import ClusterSpec
 from workers.registry import Role
 
-_HEALTH_PERIOD_S = 2.0
-_HEALTH_TIMEOUT_S = 30.0  # one engine step of a large model may take long
+HEALTH_PERIOD_S = 2.0
+HEALTH_TIMEOUT_S = 30.0  # one engine step of a large model may take long
 _ROLES: tuple[Role, ...] = ("prefill", "decode")
 
 
@@ -65,8 +65,8 @@ class Pools:
                 name=role,
                 num_replicas=self._sizes[role],
                 ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
-                health_check_period_s=_HEALTH_PERIOD_S,
-                health_check_timeout_s=_HEALTH_TIMEOUT_S,
+                health_check_period_s=HEALTH_PERIOD_S,
+                health_check_timeout_s=HEALTH_TIMEOUT_S,
                 graceful_shutdown_wait_loop_s=0.1,
                 graceful_shutdown_timeout_s=STOP_GRACE_S + 5.0,
                 logging_config=serve_logs,

@@ -1,7 +1,8 @@
 """The one spec: what `tandem up -f` reads, what the operator applies, where flags get defaults."""
 
 from orchestrator.spec.errors import SpecError
-from orchestrator.spec.loading import dump_spec, load_spec
+from orchestrator.spec.kubernetes import KubernetesSpec, WorkerPods
+from orchestrator.spec.loading import dump_spec, load_spec, validated
 from orchestrator.spec.schema import (
     AutoscalingSpec,
     ClassSpec,
@@ -25,6 +26,7 @@ __all__ = [
     "ClusterSpec",
     "DecodeLayout",
     "DecodePool",
+    "KubernetesSpec",
     "ModelSpec",
     "PrefillLayout",
     "PrefillPool",
@@ -33,8 +35,10 @@ __all__ = [
     "SecuritySpec",
     "SpecError",
     "TelemetrySpec",
+    "WorkerPods",
     "WorkerRange",
     "dump_spec",
     "load_spec",
     "refuse_unbuilt",
+    "validated",
 ]

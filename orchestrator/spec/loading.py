@@ -9,6 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 import workers
+from orchestrator.spec.errors import Path as KeyPath
 from orchestrator.spec.errors import SpecError, explain
 from orchestrator.spec.schema import ClusterSpec
 from orchestrator.spec.yaml_file import read_yaml
@@ -29,11 +30,7 @@ def load_spec(
     fields, lines = read_yaml(path) if path is not None else ({}, {})
     for key, value in overrides.items():
         _put(fields, key, value)
-    try:
-        spec = ClusterSpec.model_validate(fields)
-    except ValidationError as error:
-        source = str(path) if path is not None else ""
-        raise SpecError(explain(error, ClusterSpec, lines, flags or {}, source)) from error
+    spec = validated(fields, lines, flags, str(path) if path is not None else "")
     file_folder = path.resolve().parent if path is not None else Path.cwd()
 
     def folder_of(key: str) -> Path:
@@ -47,6 +44,19 @@ def load_spec(
     name = spec.model.name or model_path.name
     model = spec.model.model_copy(update={"path": str(model_path), "name": name})
     return spec.model_copy(update={"model": model, "telemetry": telemetry})
+
+
+def validated(
+    fields: Mapping[str, object],
+    lines: Mapping[KeyPath, int] | None = None,
+    flags: Mapping[str, str] | None = None,
+    source: str = "",
+) -> ClusterSpec:
+    """The spec with its paths as they were given. Raises SpecError that names every wrong field."""
+    try:
+        return ClusterSpec.model_validate(fields)
+    except ValidationError as error:
+        raise SpecError(explain(error, ClusterSpec, lines or {}, flags or {}, source)) from error
 
 
 def find_model(path: str, folder: Path) -> Path:

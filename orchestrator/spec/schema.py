@@ -12,8 +12,6 @@ from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeInt,
     PositiveFloat,
@@ -22,6 +20,9 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+
+from orchestrator.spec.kubernetes import KubernetesSpec
+from orchestrator.spec.section import Section
 
 SHIPPED_MODEL = "workers/checkpoints/tandem-tiny"
 
@@ -45,12 +46,6 @@ def _check_store(store: str) -> str:
 
 Address = Annotated[str, AfterValidator(_check_address)]
 Store = Annotated[str, AfterValidator(_check_store)]
-
-
-class Section(BaseModel):
-    """A part of the spec: immutable, and closed to unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelSpec(Section):
@@ -231,10 +226,26 @@ class ClusterSpec(Section):
 
     model: ModelSpec = Field(default_factory=ModelSpec, validate_default=True)
     store: Store = "embedded"
-    classes: dict[ClassName, ClassSpec] = Field(default_factory=_default_classes, min_length=1)
+    classes: dict[ClassName, ClassSpec] = Field(
+        default_factory=_default_classes, min_length=1, max_length=64
+    )
     prefill: PrefillPool = Field(default_factory=PrefillPool)
     decode: DecodePool = Field(default_factory=DecodePool)
     router: RouterSpec = Field(default_factory=RouterSpec)
     autoscaling: AutoscalingSpec = Field(default_factory=AutoscalingSpec)
     telemetry: TelemetrySpec = Field(default_factory=TelemetrySpec)
     security: SecuritySpec = Field(default_factory=SecuritySpec)
+    kubernetes: KubernetesSpec = Field(default_factory=KubernetesSpec)
+
+    @model_validator(mode="after")
+    def _gpus_split_evenly(self) -> ClusterSpec:
+        for role, gpus, pods in (
+            ("prefill", self.prefill.resources.gpu, self.kubernetes.prefill.pods_per_worker),
+            ("decode", self.decode.resources.gpu, self.kubernetes.decode.pods_per_worker),
+        ):
+            if gpus % pods:
+                raise ValueError(
+                    f"{role}.resources.gpu {gpus} does not split evenly over "
+                    f"kubernetes.{role}.pods_per_worker {pods}"
+                )
+        return self

@@ -46,6 +46,12 @@ def refuse_unbuilt(spec: ClusterSpec, flags: Mapping[str, str] | None = None) ->
     ):
         if gpus > 1:
             refuse(f"{role}.resources.gpu", gpus, "a rank uses one GPU", 1)
+    for role, pods in (
+        ("prefill", spec.kubernetes.prefill.pods_per_worker),
+        ("decode", spec.kubernetes.decode.pods_per_worker),
+    ):
+        if pods != 1:
+            refuse(f"kubernetes.{role}.pods_per_worker", pods, "a worker is one pod", 1)
     if spec.autoscaling.mode != "off":
         refuse("autoscaling.mode", spec.autoscaling.mode, "pools stay at workers.min", '"off"')
     if spec.router.processes != 1:

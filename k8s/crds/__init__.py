@@ -1,0 +1,1 @@
+"""The custom resource `TandemService`, generated from the one spec."""

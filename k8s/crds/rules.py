@@ -1,0 +1,106 @@
+"""What the types of the spec cannot say: the cross-field rules, in CEL, checked at admission.
+
+The rules repeat validators of `orchestrator.spec` in the only language that the API server
+evaluates. A property test holds the two to the same verdict. Those marked as Kubernetes' own have
+no counterpart there, because a port or a name that is fine on one machine may not be in a cluster.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule at a path of the spec; () is the whole resource with its metadata."""
+
+    path: tuple[str, ...]
+    rule: str
+    message: str
+    kubernetes_only: bool = False
+
+
+_PORT = "0*(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5]?[0-9]{1,4})"
+
+_RANGE = "!has(self.max) || self.min <= self.max"
+_TOLERATION = "self.all(t, t.operator == 'Equal' || size(t.value) == 0)"
+
+# A server-side default of `max` would stop `min: 3` alone from meaning three workers.
+WITHOUT_DEFAULT = frozenset({("prefill", "workers", "max"), ("decode", "workers", "max")})
+
+# A length lets the server bound what the rules on a text can cost.
+TEXTS: dict[tuple[str, ...], dict[str, object]] = {
+    ("store",): {"pattern": "^(embedded|(redis|rediss|unix)://.*)$"},
+    ("router", "grpc"): {"pattern": f"^.+:{_PORT}$", "maxLength": 300},
+    ("router", "http"): {"pattern": f"^.+:{_PORT}$", "maxLength": 300},
+}
+
+RULES = (
+    Rule(
+        (),
+        "self.metadata.name.matches('^[a-z]([-a-z0-9]{0,34}[a-z0-9])?$')",
+        "metadata.name must be at most 36 of a-z, 0-9 and -, and start with a letter: "
+        "names of pools and pods are made from it",
+        kubernetes_only=True,
+    ),
+    Rule(
+        ("spec",),
+        "self.prefill.resources.gpu % self.kubernetes.prefill.pods_per_worker == 0",
+        "prefill.resources.gpu must split evenly over kubernetes.prefill.pods_per_worker",
+    ),
+    Rule(
+        ("spec",),
+        "self.decode.resources.gpu % self.kubernetes.decode.pods_per_worker == 0",
+        "decode.resources.gpu must split evenly over kubernetes.decode.pods_per_worker",
+    ),
+    Rule(
+        ("spec", "classes"),
+        "self.all(name, name.matches('^[a-z][a-z0-9_-]{0,62}$'))",
+        "names in classes start with a-z and have at most 63 of a-z, 0-9, _ and -",
+    ),
+    Rule(("spec", "prefill", "workers"), _RANGE, "workers.min must not be above workers.max"),
+    Rule(("spec", "decode", "workers"), _RANGE, "workers.min must not be above workers.max"),
+    Rule(
+        ("spec", "decode", "workers"),
+        "self.min >= 1",
+        "decode.workers.min must be at least 1: nothing can be answered without a decoder",
+    ),
+    Rule(
+        ("spec", "decode", "layout"),
+        "self.kvp * self.tpa == self.tpf * self.ep",
+        "kvp x tpa must equal tpf x ep: attention and experts use the same ranks",
+    ),
+    Rule(
+        ("spec", "decode", "draft_tokens"),
+        "type(self) == int ? self >= 0 && self <= 7 : self == 'auto'",
+        "draft_tokens must be auto, or a number from 0 to 7",
+    ),
+    Rule(
+        ("spec", "router"),
+        "self.grpc != self.http || self.grpc.endsWith(':0')",
+        "router.grpc and router.http cannot both listen on one address",
+    ),
+    Rule(
+        ("spec", "router"),
+        "!self.grpc.matches(':0+$') && !self.http.matches(':0+$')",
+        "a Service needs ports that are known: set those of router.grpc and router.http above 0",
+        kubernetes_only=True,
+    ),
+    Rule(
+        ("spec", "router"),
+        "self.grpc.split(':')[self.grpc.split(':').size() - 1] != "
+        "self.http.split(':')[self.http.split(':').size() - 1]",
+        "router.grpc and router.http need different ports: in a pod both listen on every address",
+        kubernetes_only=True,
+    ),
+    Rule(
+        ("spec", "kubernetes", "prefill", "tolerations"),
+        _TOLERATION,
+        "a toleration with operator Exists takes no value; use Equal",
+    ),
+    Rule(
+        ("spec", "kubernetes", "decode", "tolerations"),
+        _TOLERATION,
+        "a toleration with operator Exists takes no value; use Equal",
+    ),
+)

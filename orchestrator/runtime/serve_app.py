@@ -1,0 +1,82 @@
+"""The pools as a Ray Serve application that a config file names: what KubeRay deploys.
+
+`import_path: orchestrator.runtime.serve_app:pool`, one application for each pool. Unlike the pools
+of `tandem up`, workers listen on the address of their node, since routers run elsewhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.runtime.pools import HEALTH_PERIOD_S, HEALTH_TIMEOUT_S
+from orchestrator.runtime.replica import STOP_GRACE_S, WorkerReplica
+from orchestrator.runtime.worker_configs import worker_config
+from orchestrator.spec.loading import find_model, validated
+from workers.config import WorkerConfig
+from workers.registry import Role
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+_LOG_DIR = "/tmp/tandem"  # noqa: S108 - the only place that a pod may write to
+_STOP_MARGIN_S = 5.0
+
+
+class NodeReplica(WorkerReplica):
+    """A worker that other machines reach at its node's address."""
+
+    async def __init__(self, config_json: str, log_dir: str) -> None:  # type: ignore[misc]
+        await super().__init__(_for_this_node(config_json, log_dir), log_dir)
+
+
+def _for_this_node(config_json: str, log_dir: str) -> str:
+    import ray
+
+    Path(log_dir).mkdir(parents=True, exist_ok=True)
+    host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return dataclasses.replace(WorkerConfig.from_json(config_json), host=host).to_json()
+
+
+def pool(args: Mapping[str, object]) -> Application:
+    """The application of one pool.
+
+    `args` are those of the config file: `role`, `store_url`, `cluster`, `spec` (a ClusterSpec
+    without what may change while workers run) and `place_on`, the custom Ray resource of which
+    each node for one worker has 1. The number of replicas stands in the file's `deployments`.
+    Raises SpecError when the spec is wrong.
+    """
+    from ray import serve
+
+    role = _role(args["role"])
+    spec_fields = args["spec"]
+    if not isinstance(spec_fields, Mapping):
+        raise TypeError(f"args.spec of the {role} application is {spec_fields!r}, not a mapping")
+    spec = validated(spec_fields)
+    path = str(find_model(spec.model.path, Path.cwd()))
+    spec = spec.model_copy(update={"model": spec.model.model_copy(update={"path": path})})
+    resources = (spec.prefill if role == "prefill" else spec.decode).resources
+    deploy = serve.deployment(
+        name=role,
+        ray_actor_options={
+            "num_cpus": resources.cpu,
+            "num_gpus": resources.gpu,
+            "resources": {str(args["place_on"]): 1},
+        },
+        health_check_period_s=HEALTH_PERIOD_S,
+        health_check_timeout_s=HEALTH_TIMEOUT_S,
+        graceful_shutdown_wait_loop_s=0.1,
+        graceful_shutdown_timeout_s=STOP_GRACE_S + _STOP_MARGIN_S,
+    )
+    config = worker_config(spec, role, str(args["store_url"]), str(args["cluster"]))
+    return deploy(NodeReplica).bind(config.to_json(), _LOG_DIR)
+
+
+def _role(value: object) -> Role:
+    if value == "prefill":
+        return "prefill"
+    if value == "decode":
+        return "decode"
+    raise ValueError(f"args.role is {value!r}; it must be prefill or decode")
