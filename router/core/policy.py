@@ -62,7 +62,7 @@ class Policy:
     local_prefill_tokens: int = 16
     local_prefill_share: float = 0.1
     max_retries: int = 3
-    orphan_grace_s: float = 60.0
+    orphan_grace_s: float = 120.0
     breaker_failures: int = 3
     breaker_first_s: float = 1.0
     breaker_most_s: float = 30.0
