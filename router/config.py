@@ -41,7 +41,11 @@ class RouterConfig:
     http: str = "127.0.0.1:8000"
     classes: tuple[PriorityClass, ...] = (PriorityClass("interactive", 500.0, 40.0),)
     queue_limit: int = 1024
+    local_prefill_tokens: int = 16  # shorter prompts are read where they are decoded
     max_message_bytes: int = 16 * 1024 * 1024
+    max_retries: int = 3  # attempts of one request that may fail before it does
+    orphan_grace_s: float = 120.0  # how long accepted requests wait for a new decode worker
+    event_log: str | None = None  # a file to record the core's events in, for router.replay
     trace: TraceConfig = TraceConfig()  # noqa: RUF009 - frozen
 
     def to_json(self) -> str:

@@ -14,22 +14,39 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, TextIO
 
 from redis.exceptions import RedisError
 
 from protos.tandem.v1 import common_pb2
 from router.config import RouterConfig
-from router.core.events import CancelRequested, Event, RequestArrived, ShutDown, Tick
+from router.core.event_log import event_line, header_line
+from router.core.events import (
+    CancelRequested,
+    DrainRequested,
+    Event,
+    FlipRequested,
+    RequestArrived,
+    Role,
+    ShutDown,
+    Tick,
+)
+from router.core.explain import Explanation
 from router.core.instructions import (
     Deliver,
     Finish,
     Instruction,
     SendCancel,
+    SendDrain,
+    SendFlip,
     SendPrefill,
+    SendRenew,
     SendReserve,
 )
-from router.core.lifecycle import Explanation, Lifecycle
+from router.core.lifecycle import Lifecycle
+from router.core.matching import MatchReport
+from router.core.policy import ClassPolicy, Policy
+from router.core.prefixes import PrefixKeys
 from router.core.reasons import reason_name
 from router.errors import RequestError
 from router.membership import Membership
@@ -43,7 +60,7 @@ from router.text.text_model import (
     load_text_model,
 )
 from router.validation import ServedModel, validate
-from router.wire import cancel_command, command_for
+from router.wire import command_for, order_command
 from workers.registry import WorkerDirectory
 from workers.telemetry import OpenSpan, Tracing
 
@@ -85,7 +102,12 @@ class Dispatcher:
         self._limits = load_model_limits(folder)
         # Random, so that a worker never meets a handle again after the router's restart.
         first_handle = secrets.randbits(40) << 20
-        self._lifecycle = Lifecycle(config.queue_limit, first_handle, validate=validate)
+        policy = policy_of(config)
+        self._lifecycle = Lifecycle(policy, first_handle, validate=validate)
+        self._event_log: TextIO | None = None
+        if config.event_log is not None:
+            self._event_log = Path(config.event_log).open("w", encoding="utf-8")  # noqa: SIM115
+            print(header_line(policy, first_handle), file=self._event_log)
         router_id = f"router-{secrets.token_hex(4)}"
         self._members = Membership(config.model_name, router_id, self._feed)
         self._directory: WorkerDirectory | None = None
@@ -126,6 +148,9 @@ class Dispatcher:
         await self._members.close()
         if self._directory is not None:
             await self._directory.close()
+        if self._event_log is not None:
+            self._event_log.close()
+            self._event_log = None
 
     @property
     def model(self) -> ServedModel:
@@ -174,6 +199,25 @@ class Dispatcher:
     def explain(self, request_id: str) -> Explanation | None:
         """What happened to a request, while it runs and for some time after."""
         return self._lifecycle.explain(request_id)
+
+    @property
+    def match(self) -> MatchReport:
+        """How well prefill, link and decode have matched so far."""
+        return self._lifecycle.match
+
+    def drain(self, worker_id: str, resume: bool = False) -> bool:
+        """Have a worker finish what it has and take no more; False when it is not connected."""
+        if worker_id not in self._lifecycle.fleet:
+            return False
+        self._feed(DrainRequested(worker_id, resume))
+        return True
+
+    def flip(self, worker_id: str, role: Role) -> bool:
+        """Have a worker drain and take the other role; False when it is not connected."""
+        if worker_id not in self._lifecycle.fleet:
+            return False
+        self._feed(FlipRequested(worker_id, role))
+        return True
 
     async def status(self) -> RouterStatus:
         """The state of the router and its workers; leases are 0 where no store says otherwise."""
@@ -228,9 +272,15 @@ class Dispatcher:
                 max_tokens=request.sampling.max_tokens,
                 class_rank=request.class_rank,
                 deadline_s=None if deadline_ms is None else _now_s() + deadline_ms / 1e3,
+                prefix=self._prefix(request),
             )
         )
         return running
+
+    def _prefix(self, request: GenerationRequest) -> PrefixKeys | None:
+        """What finds cached prefixes of a prompt; None while no worker has told of any."""
+        block_tokens = self._lifecycle.book.index.block_tokens
+        return PrefixKeys.of(request.token_ids, block_tokens) if block_tokens else None
 
     def _feed(self, event: Event) -> None:
         """Give the core an event; those that its instructions cause come after it, in order."""
@@ -240,7 +290,11 @@ class Dispatcher:
         self._handling = True
         try:
             while self._inbox:
-                for instruction in self._lifecycle.handle(self._inbox.popleft(), _now_s()):
+                event, now_s = self._inbox.popleft(), _now_s()
+                instructions = self._lifecycle.handle(event, now_s)
+                if self._event_log is not None:
+                    print(event_line(event, now_s, instructions), file=self._event_log)
+                for instruction in instructions:
                     self._execute(instruction)
         finally:
             self._handling = False
@@ -256,8 +310,11 @@ class Dispatcher:
                 self._deliver(instruction)
             case Finish():
                 self._finish(instruction)
-            case SendCancel():
-                self._members.send(instruction.worker_id, cancel_command(instruction))
+            case SendCancel() | SendRenew() | SendDrain() | SendFlip():
+                layout = ""
+                if isinstance(instruction, SendFlip):
+                    layout = self._members.layout_of(instruction.role)
+                self._members.send(instruction.worker_id, order_command(instruction, layout))
             case SendReserve() | SendPrefill():
                 running = self._running[instruction.request_id]
                 command = command_for(instruction, running.request, running.span.traceparent)
@@ -301,6 +358,20 @@ class Dispatcher:
     def _on_timer(self) -> None:
         self._timer = self._timer_s = None
         self._feed(Tick())
+
+
+def policy_of(config: RouterConfig) -> Policy:
+    """What a router's configuration means for its core."""
+    return Policy(
+        classes=tuple(
+            ClassPolicy(one.name, one.ttft_ms / 1e3, one.itl_ms / 1e3, one.weight)
+            for one in config.classes
+        ),
+        queue_limit=config.queue_limit,
+        local_prefill_tokens=config.local_prefill_tokens,
+        max_retries=config.max_retries,
+        orphan_grace_s=config.orphan_grace_s,
+    )
 
 
 def _now_s() -> float:

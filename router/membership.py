@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from protos.tandem.v1 import worker_pb2
 from router.core.events import Event
@@ -39,6 +40,10 @@ class Membership:
     def records(self) -> list[WorkerRecord]:
         return [session.record for session in self._sessions.values()]
 
+    def layout_of(self, role: str) -> str:
+        """The layout of the workers of a role; empty while there is none."""
+        return next((record.layout for record in self.records if record.role == role), "")
+
     def is_connected(self, worker_id: str) -> bool:
         session = self._sessions.get(worker_id)
         return session is not None and session.connected.is_set()
@@ -55,12 +60,14 @@ class Membership:
         gone = [
             self._sessions.pop(worker_id)
             for worker_id, session in list(self._sessions.items())
-            if wanted.get(worker_id) != session.record
+            if worker_id not in wanted or not _same_session(wanted[worker_id], session.record)
         ]
         for session in gone:
             await session.close()
         for worker_id, record in wanted.items():
-            if worker_id not in self._sessions:
+            if worker_id in self._sessions:
+                self._sessions[worker_id].record = record
+            else:
                 session = Session(record, self._router_id, self._emit)
                 self._sessions[worker_id] = session
                 session.start()
@@ -99,3 +106,8 @@ class Membership:
                 self._model_name,
             )
         return False
+
+
+def _same_session(record: WorkerRecord, known: WorkerRecord) -> bool:
+    """Whether a session goes on: a worker that took another role tells of it itself."""
+    return replace(record, role=known.role, layout=known.layout) == known

@@ -7,15 +7,27 @@ from collections.abc import Iterator
 
 from protos.tandem.v1 import worker_pb2
 from router.core.events import (
+    CacheChanged,
     CreditsChanged,
+    Drained,
     Ended,
     Event,
+    Flipped,
+    LoadChanged,
     PrefillDone,
     Reserved,
+    Role,
     StateArrived,
     TokensArrived,
 )
-from router.core.instructions import SendCancel, SendPrefill, SendReserve
+from router.core.instructions import (
+    SendCancel,
+    SendDrain,
+    SendFlip,
+    SendPrefill,
+    SendRenew,
+    SendReserve,
+)
 from router.core.tokens import TokenLogprob
 from router.requests import GenerationRequest
 
@@ -30,7 +42,7 @@ def events_of(worker_id: str, message: worker_pb2.SessionEvents) -> Iterator[Eve
     Raises ProtocolError when the columns of its token batch do not fit together.
     """
     for reserved in message.reserved:
-        yield Reserved(worker_id, reserved.handle, reserved.ticket)
+        yield Reserved(worker_id, reserved.handle, reserved.ticket, reserved.lease_s)
     for arrived in message.state_arrived:
         yield StateArrived(worker_id, arrived.handle)
     if message.HasField("tokens"):
@@ -41,11 +53,56 @@ def events_of(worker_id: str, message: worker_pb2.SessionEvents) -> Iterator[Eve
     for ended in message.ended:
         speculation = ended.speculation if ended.HasField("speculation") else None
         yield Ended(worker_id, ended.handle, ended.reason, ended.detail, speculation)
+    if message.HasField("load"):
+        yield _load(worker_id, message.load)
+    if message.HasField("cache"):
+        yield _cache(worker_id, message.cache)
+    if message.HasField("drained"):
+        yield Drained(worker_id)
+    if message.HasField("flipped"):
+        flipped = message.flipped
+        role: Role = "prefill" if flipped.role == "prefill" else "decode"
+        yield Flipped(worker_id, role, flipped.reason, flipped.detail)
     if message.HasField("credits"):
         credits = message.credits
         yield CreditsChanged(
-            worker_id, credits.request_slots, credits.free_tokens, credits.total_tokens
+            worker_id,
+            credits.request_slots,
+            credits.free_tokens,
+            credits.total_tokens,
+            credits.total_slots,
+            credits.all_free_tokens,
+            credits.work_seen,
+            credits.draining,
         )
+
+
+def _load(worker_id: str, load: worker_pb2.Load) -> LoadChanged:
+    return LoadChanged(
+        worker_id=worker_id,
+        running_requests=load.running_requests,
+        waiting_prefill_tokens=load.waiting_prefill_tokens,
+        prefill_tokens_per_s=load.prefill_tokens_per_s,
+        step_ms=load.step_ms,
+        step_requests=load.step_requests,
+        step_tokens=load.step_tokens,
+        link_bytes_in_flight=load.link_bytes_in_flight,
+        link_bytes_per_s=load.link_bytes_per_s,
+        state_bytes_per_token=load.state_bytes_per_token,
+        state_bytes_per_request=load.state_bytes_per_request,
+    )
+
+
+def _cache(worker_id: str, cache: worker_pb2.CacheChanges) -> CacheChanged:
+    return CacheChanged(
+        worker_id=worker_id,
+        block_tokens=cache.block_tokens,
+        reset=cache.reset,
+        stored_blocks=list(cache.stored_blocks),
+        removed_blocks=list(cache.removed_blocks),
+        stored_states=[(state.name, state.chain, state.tokens) for state in cache.stored_states],
+        removed_states=list(cache.removed_states),
+    )
 
 
 def _tokens(worker_id: str, batch: worker_pb2.TokenBatch) -> TokensArrived:
@@ -84,7 +141,9 @@ def _logprobs(batch: worker_pb2.TokenBatch) -> list[TokenLogprob]:
 def command_for(
     instruction: SendReserve | SendPrefill, request: GenerationRequest, traceparent: str
 ) -> worker_pb2.SessionCommand:
-    """The message that gives a worker its part of a request."""
+    """The message that gives a worker its part of a request, from where it stands."""
+    generated = instruction.generated
+    token_ids = (*request.token_ids, *generated) if generated else request.token_ids
     item = worker_pb2.WorkItem(
         handle=instruction.handle,
         request_id=request.request_id,
@@ -92,20 +151,26 @@ def command_for(
         prompt_tokens=len(request.token_ids),
         traceparent=traceparent,
         priority=request.class_rank,
+        generated_tokens=len(generated),
     )
     if isinstance(instruction, SendReserve):
-        return worker_pb2.SessionCommand(
-            reserve=worker_pb2.Reserve(item=item, token_ids=request.token_ids)
-        )
+        return worker_pb2.SessionCommand(reserve=worker_pb2.Reserve(item=item, token_ids=token_ids))
     return worker_pb2.SessionCommand(
-        prefill=worker_pb2.Prefill(
-            item=item, token_ids=request.token_ids, ticket=instruction.ticket
-        )
+        prefill=worker_pb2.Prefill(item=item, token_ids=token_ids, ticket=instruction.ticket)
     )
 
 
-def cancel_command(instruction: SendCancel) -> worker_pb2.SessionCommand:
-    """The message that has a worker let go of a handle."""
-    return worker_pb2.SessionCommand(
-        cancel=worker_pb2.Cancel(handle=instruction.handle, reason=instruction.reason)
-    )
+def order_command(
+    instruction: SendCancel | SendRenew | SendDrain | SendFlip, layout: str = ""
+) -> worker_pb2.SessionCommand:
+    """The message for what needs no request; `layout` is that of the pool to flip to."""
+    match instruction:
+        case SendCancel(_, handle, reason):
+            cancel = worker_pb2.Cancel(handle=handle, reason=reason)
+            return worker_pb2.SessionCommand(cancel=cancel)
+        case SendRenew(_, handle):
+            return worker_pb2.SessionCommand(renew=worker_pb2.Renew(handle=handle))
+        case SendDrain(_, resume):
+            return worker_pb2.SessionCommand(drain=worker_pb2.Drain(resume=resume))
+        case SendFlip(_, role):
+            return worker_pb2.SessionCommand(flip=worker_pb2.Flip(role=role, layout=layout))

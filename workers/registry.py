@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -135,22 +135,26 @@ class WorkerDirectory:
 
 
 async def keep_registered(
-    directory: WorkerDirectory, record: WorkerRecord, lease_ms: int, stop: asyncio.Event
+    directory: WorkerDirectory,
+    current: Callable[[], WorkerRecord],
+    lease_ms: int,
+    stop: asyncio.Event,
 ) -> None:
-    """Hold the lease of `record` until `stop` is set, then withdraw it.
+    """Hold the lease of the `current` record until `stop` is set, then withdraw it.
 
     Renews three times per lease, so that two lost renewals do not lose the worker; a store that
     is away for longer gets the record back when it returns.
     """
-    announced = False
+    announced: WorkerRecord | None = None
     while not stop.is_set():
+        record = current()
         with contextlib.suppress(RedisError, OSError):
-            if announced:
+            if announced == record:
                 await directory.renew(record, lease_ms)
             else:
                 await directory.register(record, lease_ms)
-                announced = True
+                announced = record
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), lease_ms / 3000.0)
     with contextlib.suppress(RedisError, OSError):
-        await directory.withdraw(record.worker_id)
+        await directory.withdraw(current().worker_id)

@@ -14,21 +14,30 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from protos.tandem.v1 import worker_pb2, worker_pb2_grpc
-from protos.tandem.v1.common_pb2 import REASON_WORKER_LOST
+from protos.tandem.v1.common_pb2 import (
+    REASON_LAYOUT_MISMATCH,
+    REASON_NOT_DRAINED,
+    REASON_WORKER_LOST,
+)
+from workers.cache_mirror import CacheMirror
 from workers.config import WorkerConfig
-from workers.engine.commands import Cancel
+from workers.engine.commands import Cancel, Drain
 from workers.engine.events import Credits, StepEvents
+from workers.engine.load import Load
 from workers.engine.loop import EngineLoop
 from workers.engine.native.loading import load_native_engine
-from workers.registry import WorkerDirectory, WorkerRecord, keep_registered
+from workers.registry import Role, WorkerDirectory, WorkerRecord, keep_registered
+from workers.roles import flip_problem, flipped_config
 from workers.session import ProtocolError, RouterSession, SessionEvent
+from workers.shares import grant
 from workers.telemetry import start_tracing
 
 _LOG = logging.getLogger(__name__)
@@ -45,10 +54,24 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         self._engine: EngineLoop | None = None
         self._sessions: dict[int, RouterSession] = {}
         self._credits: Credits | None = None
+        self._cache = CacheMirror()
+        self._drained = False
+        self._config: WorkerConfig | None = None
+        self._flipped: Callable[[WorkerConfig], None] | None = None
+        self._load: Load | None = None
         self._next_session = 0
 
-    def attach(self, engine: EngineLoop) -> None:
+    def attach(
+        self,
+        engine: EngineLoop,
+        config: WorkerConfig,
+        flipped: Callable[[WorkerConfig], None],
+    ) -> None:
+        """Serve an engine; `flipped` is called when the worker has taken the role of a config."""
         self._engine = engine
+        self._config = config
+        self._flipped = flipped
+        self._cache.block_tokens = config.block_tokens
 
     async def Session(  # noqa: N802 - the name is the protocol's
         self,
@@ -57,13 +80,14 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
     ) -> AsyncIterator[worker_pb2.SessionEvents]:
         assert self._engine is not None
         number = self._free_number()
-        session = RouterSession(number, _MAX_SESSIONS, self._worker_id)
+        session = RouterSession(number, _MAX_SESSIONS, self._worker_id, self._cache)
         first = await anext(aiter(request_iterator), None)
         if first is None or first.WhichOneof("command") != "hello":
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "the first command is hello")
         self._sessions[number] = session
-        if self._credits is not None:
-            session.add_credits(self._credits)
+        self._share_credits()
+        if self._load is not None:
+            session.add_load(self._load)
         reader = asyncio.ensure_future(self._read(session, request_iterator))
         writer: asyncio.Future[worker_pb2.SessionEvents] | None = None
         try:
@@ -81,6 +105,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             if writer is not None:
                 writer.cancel()
             del self._sessions[number]
+            self._share_credits()
             for key in session.open_keys:
                 self._engine.post(Cancel(key, REASON_WORKER_LOST))
 
@@ -96,16 +121,53 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
     ) -> None:
         assert self._engine is not None
         async for message in commands:
+            if message.WhichOneof("command") == "flip":
+                session.add_flipped(self._flip(message.flip))
+                continue
             command = session.command(message)
             if command is not None:
                 self._engine.post(command)
 
+    def _flip(self, flip: worker_pb2.Flip) -> worker_pb2.Flipped:
+        """Take another role if nothing stands against it; what the router is told."""
+        config = self._config
+        assert self._engine is not None
+        assert config is not None
+        assert self._flipped is not None
+        if not self._drained:
+            detail = "drain it first, and wait for Drained"
+            return worker_pb2.Flipped(role=config.role, reason=REASON_NOT_DRAINED, detail=detail)
+        problem = flip_problem(config, flip.role, flip.layout)
+        if problem is not None:
+            return worker_pb2.Flipped(
+                role=config.role, reason=REASON_LAYOUT_MISMATCH, detail=problem
+            )
+        role: Role = "prefill" if flip.role == "prefill" else "decode"
+        self._config = flipped_config(config, role)
+        self._drained = False
+        self._flipped(self._config)
+        self._engine.post(Drain(resume=True))
+        return worker_pb2.Flipped(role=role)
+
     def deliver(self, events: StepEvents) -> None:
         """Give each session its part of what one engine step said."""
+        for key in events.taken:
+            if (session := self._owner_of(key)) is not None:
+                session.count_work()
         if events.credits is not None:
             self._credits = events.credits
-            for every in self._sessions.values():
-                every.add_credits(events.credits)
+            self._drained = self._drained and events.credits.draining
+        if events.credits is not None or events.taken:
+            self._share_credits()
+        if events.load is not None:
+            self._load = events.load
+        if events.cache is not None:
+            self._cache.apply(events.cache)
+        for every in self._sessions.values():
+            if events.load is not None:
+                every.add_load(events.load)
+            if events.cache is not None:
+                every.add_cache(events.cache)
         for row in events.tokens:
             if (session := self._owner_of(row.key)) is not None:
                 session.add_tokens(row)
@@ -118,6 +180,18 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         for event in others:
             if (session := self._owner_of(event.key)) is not None:
                 session.add(event)
+        if events.drained:
+            self._drained = True
+            for every in self._sessions.values():
+                every.add_drained()
+
+    def _share_credits(self) -> None:
+        """Grant each router its part of what is free."""
+        if self._credits is None or not self._sessions:
+            return
+        part = grant(self._credits, len(self._sessions))
+        for session in self._sessions.values():
+            session.add_credits(part)
 
     def _owner_of(self, key: int) -> RouterSession | None:
         """The session of a key; None when it has gone, and its requests are being cancelled."""
@@ -141,6 +215,7 @@ class WorkerServer:
         self._engine: EngineLoop | None = None
         self._stopping = asyncio.Event()
         self._lease: asyncio.Task[None] | None = None
+        self._record: WorkerRecord | None = None
         self._watch: asyncio.Task[None] | None = None
         self._directory: WorkerDirectory | None = None
 
@@ -156,7 +231,7 @@ class WorkerServer:
         self._engine = EngineLoop(
             loaded.engine, lambda events: loop.call_soon_threadsafe(self._service.deliver, events)
         )
-        self._service.attach(self._engine)
+        self._service.attach(self._engine, config, self._on_flipped)
         worker_pb2_grpc.add_WorkerServicer_to_server(self._service, self._grpc)
         health_service = health.aio.HealthServicer()  # type: ignore[attr-defined]  # not in the stubs
         await health_service.set("", health_pb2.HealthCheckResponse.SERVING)
@@ -185,13 +260,25 @@ class WorkerServer:
             pid=os.getpid(),
             started_unix_s=time.time(),
         )
+        self._record = record
         self._watch = asyncio.create_task(self._end_on_failure())
         if config.store_url is not None:
             self._directory = WorkerDirectory(config.store_url, config.cluster)
             self._lease = asyncio.create_task(
-                keep_registered(self._directory, record, config.lease_ms, self._stopping)
+                keep_registered(
+                    self._directory, self._current_record, config.lease_ms, self._stopping
+                )
             )
         return record
+
+    def _current_record(self) -> WorkerRecord:
+        assert self._record is not None
+        return self._record
+
+    def _on_flipped(self, config: WorkerConfig) -> None:
+        """Be found under the new role from the next renewal of the lease on."""
+        self._config = config
+        self._record = replace(self._current_record(), role=config.role, layout=config.layout)
 
     @property
     def failure(self) -> BaseException | None:

@@ -7,18 +7,25 @@ while the stream is busy: a slow reader gets fewer and larger messages, not a gr
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 
 from protos.tandem.v1 import common_pb2, worker_pb2
+from workers.cache_mirror import CacheFeed, CacheMirror
 from workers.engine.commands import (
     Cancel,
     Command,
+    Drain,
     Grammar,
     Prefill,
+    Renew,
     Reserve,
     Sampling,
     WorkItem,
 )
-from workers.engine.events import Credits, Ended, PrefillDone, Reserved, StateArrived, TokenRow
+from workers.engine.events import Ended, PrefillDone, Reserved, StateArrived, TokenRow
+from workers.engine.load import Load
+from workers.shares import Grant
+from workers.state.prefix_cache import CacheChanges
 
 SessionEvent = Reserved | PrefillDone | StateArrived | Ended
 
@@ -63,13 +70,18 @@ class RouterSession:
     Owned by the server's event loop. `next_message` is awaited by one writer at a time.
     """
 
-    def __init__(self, first_key: int, key_step: int, worker_id: str) -> None:
+    def __init__(
+        self, first_key: int, key_step: int, worker_id: str, cache: CacheMirror | None = None
+    ) -> None:
         """Keys are `first_key`, `first_key + key_step`, ...: disjoint between sessions."""
         self._next_key = first_key
         self._key_step = key_step
         self._key_of: dict[int, int] = {}
         self._handle_of: dict[int, int] = {}
         self._pending = worker_pb2.SessionEvents(welcome=worker_pb2.Welcome(worker_id=worker_id))
+        self._cache = CacheFeed(CacheMirror() if cache is None else cache)
+        self._work_seen = 0
+        self._granted: tuple[Grant, int] | None = None
         self._has_pending = asyncio.Event()
         self._has_pending.set()
 
@@ -95,6 +107,11 @@ class RouterSession:
                 # An unknown handle has ended while the command was on its way.
                 key = self._key_of.get(message.cancel.handle)
                 return None if key is None else Cancel(key, message.cancel.reason)
+            case "renew":
+                key = self._key_of.get(message.renew.handle)
+                return None if key is None else Renew(key)
+            case "drain":
+                return Drain(message.drain.resume)
             case other:
                 raise ProtocolError(f"unexpected session command {other!r}")
 
@@ -112,6 +129,7 @@ class RouterSession:
             prompt_tokens=item.prompt_tokens,
             traceparent=item.traceparent,
             priority=item.priority,
+            generated_tokens=item.generated_tokens,
         )
 
     def _close(self, key: int) -> int:
@@ -119,10 +137,43 @@ class RouterSession:
         del self._key_of[handle]
         return handle
 
-    def add_credits(self, credits: Credits) -> None:
-        self._pending.credits.request_slots = credits.request_slots
-        self._pending.credits.free_tokens = credits.free_tokens
-        self._pending.credits.total_tokens = credits.total_tokens
+    def count_work(self) -> None:
+        """The engine has seen one more Reserve or Prefill of this session."""
+        self._work_seen += 1
+
+    def add_credits(self, grant: Grant) -> None:
+        """Say what the router may send, unless it knows."""
+        if self._granted == (grant, self._work_seen):
+            return
+        self._granted = (grant, self._work_seen)
+        self._pending.credits.CopyFrom(
+            worker_pb2.Credits(
+                request_slots=grant.request_slots,
+                free_tokens=grant.free_tokens,
+                total_tokens=grant.total_tokens,
+                total_slots=grant.total_slots,
+                all_free_tokens=grant.all_free_tokens,
+                work_seen=self._work_seen,
+                draining=grant.draining,
+            )
+        )
+        self._has_pending.set()
+
+    def add_load(self, load: Load) -> None:
+        self._pending.load.CopyFrom(worker_pb2.Load(**asdict(load)))
+        self._has_pending.set()
+
+    def add_cache(self, changes: CacheChanges) -> None:
+        """Pass on changes of the prefix cache that its mirror has taken."""
+        self._cache.add(changes)
+        self._has_pending.set()
+
+    def add_drained(self) -> None:
+        self._pending.drained.SetInParent()
+        self._has_pending.set()
+
+    def add_flipped(self, flipped: worker_pb2.Flipped) -> None:
+        self._pending.flipped.CopyFrom(flipped)
         self._has_pending.set()
 
     def add_tokens(self, row: TokenRow) -> None:
@@ -148,8 +199,9 @@ class RouterSession:
     def add(self, event: SessionEvent) -> None:
         """Append an event; the handle is free again after Ended and after a handed-off prefill."""
         match event:
-            case Reserved(key, ticket):
-                self._pending.reserved.add(handle=self._handle_of[key], ticket=ticket)
+            case Reserved(key, ticket, lease_s):
+                handle = self._handle_of[key]
+                self._pending.reserved.add(handle=handle, ticket=ticket, lease_s=lease_s)
             case PrefillDone(key, prefill_ms, handoff, cached_tokens):
                 handle = self._handle_of[key] if handoff is None else self._close(key)
                 self._pending.prefill_done.add(
@@ -174,4 +226,7 @@ class RouterSession:
         await self._has_pending.wait()
         self._has_pending.clear()
         message, self._pending = self._pending, worker_pb2.SessionEvents()
+        cache = self._cache.take()
+        if cache is not None:
+            message.cache.CopyFrom(cache)
         return message

@@ -1,53 +1,189 @@
-"""The one queue of the router: bounded, strictest class first, then in order of arrival."""
+"""The one queue of the router: bounded, fair, and in order of urgency.
+
+Three levels. Classes share what leaves the queue in proportion to their weights, tenants share what
+their class gets in proportion to theirs (weighted fair queueing: whoever would finish first at its
+share goes first, the stricter class first among equals). One tenant's requests of a class go by
+slack: the time left until prefill must begin for the TTFT target to be met. Requests that come back
+after a failure go before all others: their clients have been waiting.
+"""
 
 from __future__ import annotations
 
+import heapq
 from collections import OrderedDict
 from collections.abc import Iterator
 
+from router.core.policy import Policy
 from router.core.request import Request
+
+
+class _Lane:
+    """One tenant's requests of one class, least slack first. Discarded ones are skipped later."""
+
+    __slots__ = ("_heap", "_order", "live", "turn")
+
+    def __init__(self, turn: float) -> None:
+        self._heap: list[tuple[float, int, Request]] = []
+        self._order = 0
+        self.live: dict[str, Request] = {}
+        self.turn = turn  # virtual time at which its share is used up
+
+    def push(self, request: Request) -> None:
+        self._order += 1
+        self.live[request.request_id] = request
+        heapq.heappush(self._heap, (request.start_by_s, self._order, request))
+
+    def head(self) -> Request:
+        while True:
+            request = self._heap[0][2]
+            if self.live.get(request.request_id) is request:
+                return request
+            heapq.heappop(self._heap)
+
+    def sweep(self) -> None:
+        """Forget discarded requests once they are most of the heap."""
+        if len(self._heap) > 64 and len(self._heap) > 2 * len(self.live):
+            self._heap = [e for e in self._heap if self.live.get(e[2].request_id) is e[2]]
+            heapq.heapify(self._heap)
+
+
+class _Class:
+    """The lanes of one class, and how much work waits in them."""
+
+    __slots__ = ("cost", "lanes", "now", "turn", "weight")
+
+    def __init__(self, weight: float, turn: float) -> None:
+        self.weight = weight
+        self.turn = turn
+        self.lanes: dict[str, _Lane] = {}
+        self.now = 0.0  # virtual time of the lanes
+        self.cost = 0.0
 
 
 class AdmissionQueue:
     """Requests that wait for a pair of workers."""
 
-    def __init__(self, limit: int) -> None:
-        """At most `limit` requests wait; those that come back do not count against newcomers."""
-        self._limit = limit
-        # Not plain dicts: finding the first of those slows down with every one taken.
-        self._classes: dict[int, OrderedDict[str, Request]] = {}
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._returned: OrderedDict[str, Request] = OrderedDict()
+        self._classes: dict[int, _Class] = {}
+        self._now = 0.0  # virtual time of the classes
         self._length = 0
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[Request]:
+        yield from self._returned.values()
         for rank in sorted(self._classes):
-            yield from self._classes[rank].values()
+            for lane in self._classes[rank].lanes.values():
+                yield from lane.live.values()
 
     @property
     def full(self) -> bool:
-        return self._length >= self._limit
+        """Whether a newcomer finds no place; those that come back always do."""
+        return self._length >= self._policy.queue_limit
+
+    def cost_ahead(self, rank: int) -> tuple[float, float]:
+        """(tokens waiting in a class, tokens waiting in all)."""
+        own = self._classes.get(rank)
+        everything = sum(one.cost for one in self._classes.values())
+        everything += sum(request.cost for request in self._returned.values())
+        return (0.0 if own is None else own.cost), everything
+
+    def share(self, rank: int) -> float:
+        """What a class gets of what leaves the queue while all that wait go on waiting."""
+        weight = self._policy.of_class(rank).weight
+        waiting = (one for other, one in self._classes.items() if other != rank and one.cost > 0)
+        others = sum(one.weight for one in waiting)
+        return weight / (weight + others)
 
     def head(self) -> Request | None:
         """Whose turn it is."""
-        return next(iter(self), None)
+        if self._returned:
+            return next(iter(self._returned.values()))
+        chosen = self._turn()
+        return None if chosen is None else chosen[2].head()
 
     def push(self, request: Request) -> None:
-        """Add a request behind those of its class."""
-        self._classes.setdefault(request.class_rank, OrderedDict())[request.request_id] = request
+        """Add a newcomer."""
+        rank, tenant = request.class_rank, request.tenant
+        one = self._classes.get(rank)
+        if one is None:
+            one = self._classes[rank] = _Class(self._policy.of_class(rank).weight, self._now)
+        lane = one.lanes.get(tenant)
+        if lane is None:
+            lane = one.lanes[tenant] = _Lane(one.now)
+        # Whoever had nothing to do gains nothing by it.
+        if not any(other.live for other in one.lanes.values()):
+            one.turn = max(one.turn, self._now)
+        if not lane.live:
+            lane.turn = max(lane.turn, one.now)
+        lane.push(request)
+        one.cost += request.cost
         self._length += 1
 
     def push_front(self, request: Request) -> None:
-        """Give a request back the turn that it already had."""
-        self.push(request)
-        self._classes[request.class_rank].move_to_end(request.request_id, last=False)
+        """Take back a request whose attempt failed; its share has been charged already."""
+        self._returned[request.request_id] = request
+        self._length += 1
+
+    def take(self, request: Request) -> None:
+        """The head leaves to be served: its class and tenant have had so much of their shares."""
+        one = self._classes.get(request.class_rank)
+        lane = None if one is None else one.lanes.get(request.tenant)
+        if one is not None and lane is not None and request.request_id in lane.live:
+            # Virtual time is when whoever is served began, as in start-time fair queueing.
+            self._now, one.now = max(self._now, one.turn), max(one.now, lane.turn)
+            one.turn += request.cost / one.weight
+            lane.turn += request.cost / self._policy.of_tenant(request.tenant).weight
+        self.discard(request)
 
     def discard(self, request: Request) -> None:
         """Take a request out, from wherever it stands; nothing happens if it does not wait."""
-        waiting = self._classes.get(request.class_rank)
-        if waiting is None or waiting.pop(request.request_id, None) is None:
+        if self._returned.pop(request.request_id, None) is not None:
+            self._length -= 1
             return
-        if not waiting:
-            del self._classes[request.class_rank]
+        one = self._classes.get(request.class_rank)
+        lane = None if one is None else one.lanes.get(request.tenant)
+        if one is None or lane is None or lane.live.get(request.request_id) is not request:
+            return
+        del lane.live[request.request_id]
+        lane.sweep()
+        one.cost -= request.cost
         self._length -= 1
+        if not lane.live and lane.turn <= one.now:
+            del one.lanes[request.tenant]
+        if not any(other.live for other in one.lanes.values()):
+            one.cost = 0.0  # floats add up to nearly nothing
+            if one.turn <= self._now:
+                del self._classes[request.class_rank]
+
+    def lowest_below(self, rank: int) -> Request | None:
+        """Whom to shed for a request of this class: the last of the least strict class below."""
+        for other in sorted(self._classes, reverse=True):
+            if other <= rank:
+                return None
+            waiting = [
+                r for lane in self._classes[other].lanes.values() for r in lane.live.values()
+            ]
+            if waiting:
+                return max(waiting, key=lambda request: (request.start_by_s, request.request_id))
+        return None
+
+    def _turn(self) -> tuple[int, _Class, _Lane] | None:
+        """The class and the lane that would finish first at their shares."""
+        best: tuple[float, int, _Class, _Lane] | None = None
+        for rank, one in self._classes.items():
+            lanes = [
+                (lane.turn + lane.head().cost / self._policy.of_tenant(tenant).weight, tenant)
+                for tenant, lane in one.lanes.items()
+                if lane.live
+            ]
+            if not lanes:
+                continue
+            lane = one.lanes[min(lanes)[1]]
+            finish = one.turn + lane.head().cost / one.weight
+            if best is None or (finish, rank) < best[:2]:
+                best = (finish, rank, one, lane)
+        return None if best is None else best[1:]

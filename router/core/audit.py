@@ -6,40 +6,36 @@ what they are. Raises AssertionError: a violation is a fault of the router, neve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-from router.core.instructions import Deliver, Finish, Instruction
+from router.core.book import Book
+from router.core.instructions import Deliver, Finish
 from router.core.request import Attempt, Request, State
-
-if TYPE_CHECKING:
-    from router.core.lifecycle import Lifecycle
 
 _ENDS = (State.FINISHED, State.CANCELLED, State.FAILED)
 
 
-def check(lifecycle: Lifecycle, out: Sequence[Instruction]) -> None:
+def check(book: Book) -> None:
     """Check everything that one event may have broken."""
-    _check_queue(lifecycle)
-    for request in lifecycle.requests.values():
-        _check_request(lifecycle, request)
-    for handle, attempt in lifecycle.holdings.attempts.items():
+    _check_queue(book)
+    for request in book.requests.values():
+        _check_request(book, request)
+    for handle, attempt in book.holdings.attempts.items():
         assert handle == attempt.handle
-        _check_attempt(lifecycle, attempt)
-    _check_accounts(lifecycle)
-    _check_instructions(lifecycle, out)
+        _check_attempt(book, attempt)
+    _check_accounts(book)
+    _check_sums(book)
+    _check_instructions(book)
 
 
-def _check_queue(lifecycle: Lifecycle) -> None:
-    waiting = list(lifecycle.queue)
-    assert len(waiting) == len(lifecycle.queue)
-    queued = {r.request_id for r in lifecycle.requests.values() if r.state is State.QUEUED}
+def _check_queue(book: Book) -> None:
+    waiting = list(book.queue)
+    assert len(waiting) == len(book.queue)
+    queued = {r.request_id for r in book.requests.values() if r.state is State.QUEUED}
     assert {r.request_id for r in waiting} == queued, "the queue and the states disagree"
 
 
-def _check_request(lifecycle: Lifecycle, request: Request) -> None:
+def _check_request(book: Book, request: Request) -> None:
     name = request.request_id
-    assert lifecycle.requests[name] is request
+    assert book.requests[name] is request
     assert request.live, f"{name} has ended and is still listed"
     assert request.state not in _ENDS
     assert request.transitions[-1].state is request.state, f"{name}: a move was not recorded"
@@ -51,7 +47,7 @@ def _check_request(lifecycle: Lifecycle, request: Request) -> None:
         return
     assert attempt is not None
     assert attempt.request is request
-    assert lifecycle.holdings.attempts.get(attempt.handle) is attempt, f"{name} runs nowhere"
+    assert book.holdings.attempts.get(attempt.handle) is attempt, f"{name} runs nowhere"
     if request.ending is None:
         assert not attempt.decode.closed, f"{name} lives without a decode worker"
     if request.state is State.RESERVED:
@@ -60,33 +56,51 @@ def _check_request(lifecycle: Lifecycle, request: Request) -> None:
     if request.state is State.HANDING_OFF:
         assert attempt.prefill is not None
         assert attempt.prefill.closed
-    if attempt.prefill_closed and attempt.prefill is not None:
-        assert request.tokens.delivered, f"{name} waits for a first token that cannot come"
+    if attempt.prefill_closed:
+        assert not attempt.lacks_first_token, f"{name} waits for a token that cannot come"
+    assert attempt.base <= request.tokens.delivered
+    assert len(request.tokens.token_ids) == request.tokens.delivered
+    assert request.retries <= book.policy.max_retries
 
 
-def _check_attempt(lifecycle: Lifecycle, attempt: Attempt) -> None:
+def _check_attempt(book: Book, attempt: Attempt) -> None:
     open_sides = [side for side in attempt.sides if not side.closed]
     assert open_sides, f"handle {attempt.handle} is kept though nobody holds it"
     for side in open_sides:
-        view = lifecycle.fleet.get(side.worker_id)
+        view = book.fleet.get(side.worker_id)
         assert view is not None, f"handle {attempt.handle} is held by a lost worker"
         assert attempt.handle in view.holds
         if not attempt.counts:
             assert side.cancelled, f"handle {attempt.handle} was abandoned without a cancel"
 
 
-def _check_accounts(lifecycle: Lifecycle) -> None:
-    for view in lifecycle.fleet.all():
+def _check_accounts(book: Book) -> None:
+    for view in book.fleet.all():
         assert view.held_tokens == sum(view.holds.values())
+        assert view.unseen_tokens == sum(view.unseen.values())
+        assert view.unread_tokens == sum(view.unread.values())
+        assert view.link_bytes == sum(view.on_link.values())
+        assert sum(view.ranks.values()) == len(view.holds)
+        for kept in (view.unseen, view.unread, view.on_link):
+            assert kept.keys() <= view.holds.keys(), f"{view.worker_id} keeps what it gave back"
         for handle in view.holds:
-            attempt = lifecycle.holdings.attempts.get(handle)
+            attempt = book.holdings.attempts.get(handle)
             assert attempt is not None, f"{view.worker_id}: credits of {handle} leaked"
             assert attempt.side_of(view.worker_id) is not None
 
 
-def _check_instructions(lifecycle: Lifecycle, out: Sequence[Instruction]) -> None:
+def _check_sums(book: Book) -> None:
+    fleet = book.fleet
+    for place, sums in ((0, fleet.busy), (1, fleet.capacity)):
+        for role in ("prefill", "decode"):
+            total = sum(view.shares[place] for view in fleet.all() if view.role == role)
+            assert abs(sums[role] - total) < 1e-6, f"the sums of {role} drifted"
+    assert abs(fleet.link_bytes - sum(view.shares[2] for view in fleet.all())) < 1.0
+
+
+def _check_instructions(book: Book) -> None:
     finished: set[str] = set()
-    for instruction in out:
+    for instruction in book.out:
         match instruction:
             case Finish():
                 assert instruction.request_id not in finished, "ended twice"
@@ -94,4 +108,4 @@ def _check_instructions(lifecycle: Lifecycle, out: Sequence[Instruction]) -> Non
             case Deliver():
                 assert instruction.request_id not in finished, "tokens after the end"
             case _:
-                assert instruction.worker_id in lifecycle.fleet, "sent to a lost worker"
+                assert instruction.worker_id in book.fleet, "sent to a lost worker"

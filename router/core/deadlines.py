@@ -1,10 +1,10 @@
-"""When requests run out of time: a heap that forgets those that ended earlier."""
+"""When requests run out of time and leases must be renewed: heaps that forget what has ended."""
 
 from __future__ import annotations
 
 import heapq
 
-from router.core.request import Request
+from router.core.request import Attempt, Request
 
 # Ended requests are swept out when they could be most of the heap.
 _SWEEP_ABOVE = 64
@@ -42,3 +42,36 @@ class Deadlines:
         while (next_s := self.next_s) is not None and next_s <= now_s:
             out.append(heapq.heappop(self._heap)[2])
         return out
+
+
+class Renewals:
+    """Leases of reservations that must be renewed, the next one first."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Attempt, float]] = []
+
+    def add(self, attempt: Attempt, lease_s: float, now_s: float) -> None:
+        """Renew a lease when half of it is over; 0 is for ever."""
+        if lease_s > 0.0:
+            heapq.heappush(self._heap, (now_s + lease_s / 2.0, attempt.handle, attempt, lease_s))
+
+    @property
+    def next_s(self) -> float | None:
+        """When the next lease must be renewed."""
+        while self._heap and not _is_leased(self._heap[0][2]):
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
+    def due(self, now_s: float) -> list[Attempt]:
+        """Attempts whose leases must be renewed now; they come again half a lease later."""
+        out = []
+        while (next_s := self.next_s) is not None and next_s <= now_s:
+            _, _, attempt, lease_s = heapq.heappop(self._heap)
+            out.append(attempt)
+            self.add(attempt, lease_s, now_s)
+        return out
+
+
+def _is_leased(attempt: Attempt) -> bool:
+    """Whether decode still waits for the state of an attempt that somebody wants."""
+    return attempt.counts and not attempt.state_arrived and not attempt.decode.closed

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from protos.tandem.v1 import common_pb2
+from router.core.prefixes import PrefixKeys
 from router.core.reasons import Reason
 from router.core.tokens import TokenLogprob
 
@@ -21,13 +23,15 @@ Role: TypeAlias = Literal["prefill", "decode"]
 
 @dataclass(frozen=True, slots=True)
 class RequestArrived:
-    """A valid request; `class_rank` 0 is the strictest class."""
+    """A valid request; `class_rank` 0 is the strictest class. `prefix` finds cached prefixes."""
 
     request_id: str
     prompt_tokens: int
     max_tokens: int
     class_rank: int = 0
     deadline_s: float | None = None
+    tenant: str = ""
+    prefix: PrefixKeys | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +62,53 @@ class WorkerLost:
 
 @dataclass(frozen=True, slots=True)
 class CreditsChanged:
-    """What a worker can take now, in absolute terms, as of when it sent this."""
+    """What a worker takes from this router, as of the first `work_seen` pieces of work.
+
+    One request may have `all_free_tokens` where nothing else of this router is; 0 is no more than
+    `free_tokens`. With `total_slots` 0 the worker has as many as it ever offered.
+    """
 
     worker_id: str
     request_slots: int
     free_tokens: int
     total_tokens: int
+    total_slots: int = 0
+    all_free_tokens: int = 0
+    work_seen: int = 0
+    draining: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LoadChanged:
+    """How busy a worker is, whoever gave it the work; what was not measured is 0."""
+
+    worker_id: str
+    running_requests: int = 0
+    waiting_prefill_tokens: int = 0
+    prefill_tokens_per_s: float = 0.0
+    step_ms: float = 0.0
+    step_requests: int = 0
+    step_tokens: float = 0.0
+    link_bytes_in_flight: int = 0
+    link_bytes_per_s: float = 0.0
+    state_bytes_per_token: float = 0.0
+    state_bytes_per_request: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CacheChanged:
+    """What came into a worker's prefix cache and what went; with `reset` it begins anew.
+
+    States are (name, name of their full blocks, tokens).
+    """
+
+    worker_id: str
+    block_tokens: int
+    reset: bool = False
+    stored_blocks: Sequence[int] = ()
+    removed_blocks: Sequence[int] = ()
+    stored_states: Sequence[tuple[int, int, int]] = ()
+    removed_states: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +118,7 @@ class Reserved:
     worker_id: str
     handle: int
     ticket: HandoffTicket
+    lease_s: float = 0.0  # without state in that time it is given up; 0: never
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +135,7 @@ class TokensArrived:
 
 @dataclass(frozen=True, slots=True)
 class PrefillDone:
-    """Prefill has written the state and holds nothing any more."""
+    """A prompt was read. With `handoff` its state was written and nothing is held any more."""
 
     worker_id: str
     handle: int
@@ -118,6 +164,39 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainRequested:
+    """An operator wants a worker to finish what it has and take no more; or, to `resume`, more."""
+
+    worker_id: str
+    resume: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """Nothing is left on a worker, of any router: it can go without loss."""
+
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class FlipRequested:
+    """An operator, or the autoscaler, wants a worker to take the other role."""
+
+    worker_id: str
+    role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class Flipped:
+    """The role that a worker has after a Flip, and why it is not another one."""
+
+    worker_id: str
+    role: Role
+    reason: Reason = common_pb2.REASON_UNSPECIFIED
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time passed: deadlines may have run out."""
 
@@ -133,11 +212,17 @@ Event: TypeAlias = (
     | WorkerJoined
     | WorkerLost
     | CreditsChanged
+    | LoadChanged
+    | CacheChanged
     | Reserved
     | TokensArrived
     | PrefillDone
     | StateArrived
     | Ended
+    | DrainRequested
+    | Drained
+    | FlipRequested
+    | Flipped
     | Tick
     | ShutDown
 )

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from protos.tandem.v1 import common_pb2
-from router.core.fleet import Fleet
+from router.core.fleet import Fleet, WorkerView
 from router.core.instructions import SendCancel
-from router.core.placement import Placement
+from router.core.placement import Candidate
+from router.core.policy import Policy
 from router.core.reasons import Reason
 from router.core.request import Attempt, Request, Side
 
@@ -22,29 +23,62 @@ _STRAY_MEMORY = 4096
 class Holdings:
     """Attempts by handle, and the credits that they hold in the fleet."""
 
-    def __init__(self, first_handle: int) -> None:
-        self.fleet = Fleet()
+    def __init__(self, policy: Policy, first_handle: int) -> None:
+        self.fleet = Fleet(policy)
         self.attempts: dict[int, Attempt] = {}
         self.room_changed = False  # something may fit now that did not before
         self._next_handle = first_handle
         self._strays: OrderedDict[tuple[str, int], None] = OrderedDict()
 
-    def open(self, request: Request, placement: Placement) -> Attempt:
+    def open(self, request: Request, candidate: Candidate) -> Attempt:
         """Begin an attempt under a new handle and take the credits it needs."""
         handle = self._next_handle
         self._next_handle += 1
-        decode, prefill = placement.decode, placement.prefill
-        decode.hold(handle, request.prompt_tokens + request.max_tokens)
-        if prefill is not None:
-            prefill.hold(handle, request.prompt_tokens)
+        decode = self._view(candidate.decode)
+        decode.hold(handle, request.prompt_tokens + request.max_tokens, request.class_rank)
+        decode.note_sent(handle)
+        reader = decode
+        if candidate.prefill:
+            reader = self._view(candidate.prefill)
+            reader.hold(handle, request.read_tokens, request.class_rank)
+            for end in (reader, decode):
+                end.will_transfer(handle, candidate.state_bytes)
+            self.fleet.refresh(decode)
+        reader.will_read(handle, candidate.uncached_tokens)
+        self.fleet.refresh(reader)
         attempt = Attempt(
             handle=handle,
             request=request,
             decode=Side(decode.worker_id, sent=True),
-            prefill=None if prefill is None else Side(prefill.worker_id),
+            prefill=Side(reader.worker_id) if candidate.prefill else None,
+            base=request.tokens.delivered,
         )
         self.attempts[handle] = attempt
         return attempt
+
+    def send_prefill(self, attempt: Attempt) -> Side:
+        """The prefill worker of an attempt is told of it."""
+        assert attempt.prefill is not None
+        attempt.prefill.sent = True
+        self._view(attempt.prefill.worker_id).note_sent(attempt.handle)
+        return attempt.prefill
+
+    def prompt_read(self, attempt: Attempt) -> None:
+        """The prompt of an attempt does not wait any more."""
+        side = attempt.decode if attempt.prefill is None else attempt.prefill
+        view = self.fleet.get(side.worker_id)
+        if view is not None and attempt.handle in view.unread:
+            view.read(attempt.handle)
+            self.fleet.refresh(view)
+
+    def state_moved(self, attempt: Attempt) -> None:
+        """The state of an attempt is not on the link any more."""
+        for side in attempt.sides:
+            view = self.fleet.get(side.worker_id)
+            if view is not None and attempt.handle in view.on_link:
+                view.transferred(attempt.handle)
+                self.fleet.refresh(view)
+                self.room_changed = True
 
     def find(self, worker_id: str, handle: int) -> tuple[Attempt, Side] | None:
         """What a worker means by a handle; None when it holds nothing by that name."""
@@ -57,7 +91,10 @@ class Holdings:
         side.closed = True
         view = self.fleet.get(side.worker_id)
         if view is not None:
-            view.release(attempt.handle)
+            view.release(attempt.handle, attempt.request.class_rank)
+            self.fleet.refresh(view)
+        if side is attempt.decode:
+            self.state_moved(attempt)
         self.room_changed = True
         if all(other.closed for other in attempt.sides):
             del self.attempts[attempt.handle]
@@ -81,7 +118,7 @@ class Holdings:
         if view is None:
             return []
         touched = []
-        for handle in view.holds:
+        for handle in sorted(view.holds):
             attempt = self.attempts[handle]
             side = attempt.side_of(worker_id)
             assert side is not None
@@ -98,3 +135,8 @@ class Holdings:
         if len(self._strays) > _STRAY_MEMORY:
             self._strays.popitem(last=False)
         return [SendCancel(worker_id, handle, common_pb2.REASON_CANCELLED)]
+
+    def _view(self, worker_id: str) -> WorkerView:
+        view = self.fleet.get(worker_id)
+        assert view is not None
+        return view

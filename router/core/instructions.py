@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from router.core.events import Role
 from router.core.reasons import Reason
 from router.core.tokens import TokenLogprob
 
@@ -16,11 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SendReserve:
-    """Ask a decode worker to set memory aside."""
+    """Ask a decode worker to set memory aside. `generated` were made by an earlier attempt."""
 
     worker_id: str
     handle: int
     request_id: str
+    generated: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,7 @@ class SendPrefill:
     handle: int
     request_id: str
     ticket: HandoffTicket | None
+    generated: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,30 @@ class SendCancel:
     worker_id: str
     handle: int
     reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class SendRenew:
+    """Tell decode that a reservation is still wanted."""
+
+    worker_id: str
+    handle: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendDrain:
+    """Have a worker take no more work, or take work again."""
+
+    worker_id: str
+    resume: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SendFlip:
+    """Have a drained worker take a role."""
+
+    worker_id: str
+    role: Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +99,7 @@ class Report:
     speculation: SpeculationReport | None
     prompt_tokens: int
     completion_tokens: int
+    retries: int = 0  # attempts that failed before
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +110,10 @@ class Finish:
     reason: Reason
     detail: str
     report: Report
+    retry_after_s: float | None = None  # when it may be worth trying again
 
 
-WorkerInstruction: TypeAlias = SendReserve | SendPrefill | SendCancel
+WorkerInstruction: TypeAlias = (
+    SendReserve | SendPrefill | SendCancel | SendRenew | SendDrain | SendFlip
+)
 Instruction: TypeAlias = WorkerInstruction | Deliver | Finish

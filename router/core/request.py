@@ -7,16 +7,23 @@ belong to attempts, so what a worker says about an earlier attempt cannot touch 
 from __future__ import annotations
 
 import enum
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from protos.tandem.v1 import common_pb2
 from router.core.instructions import Report
+from router.core.placement import Candidate
+from router.core.prefixes import PrefixKeys
 from router.core.reasons import WANTED, WELL, Reason
 from router.core.tokens import TokenOrder
 
 if TYPE_CHECKING:
     from protos.tandem.v1.inference_pb2 import HandoffReport, SpeculationReport
+
+# Of one request, how much of its story is kept: the first states and the latest ones.
+_KEPT_TRANSITIONS = 64
+_KEPT_DECISIONS = 8
 
 
 class State(enum.StrEnum):
@@ -44,12 +51,13 @@ class Cause(enum.StrEnum):
 
     ARRIVED = "arrived"
     PLACED = "placed on a prefill and a decode worker"
-    PLACED_LOCALLY = "placed on a decode worker alone: no prefill worker can read it"
+    PLACED_LOCALLY = "placed on a decode worker alone"
     TICKET = "decode reserved memory"
     PREFILL_DONE = "prefill wrote the state"
     STATE_ARRIVED = "decode accepted the state"
     DECODE_TOKENS = "decode sent tokens"
-    REFUSED = "a worker had less room than its credits said"
+    REFUSED = "a worker took less than its credits said"
+    RETRIED = "its attempt failed; it goes on from the tokens made so far"
     ENDED = "ended"
 
 
@@ -64,6 +72,16 @@ class Transition:
     detail: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Where an attempt went and what the alternatives were."""
+
+    at_s: float
+    chosen: Candidate
+    candidates: tuple[Candidate, ...]
+    waited_s: tuple[float, ...]  # in the order of Blocked
+
+
 @dataclass(slots=True, eq=False)
 class Side:
     """One worker's part in an attempt. Credits are held until it is closed."""
@@ -76,12 +94,17 @@ class Side:
 
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """One try of a request. Without `prefill` the decode worker reads the prompt itself."""
+    """One try of a request. Without `prefill` the decode worker reads the prompt itself.
+
+    `base` tokens of the answer were made before it: with any, prefill sends no token.
+    """
 
     handle: int
     request: Request
     decode: Side
     prefill: Side | None
+    base: int = 0
+    state_arrived: bool = False
 
     @property
     def counts(self) -> bool:
@@ -95,6 +118,11 @@ class Attempt:
     @property
     def prefill_closed(self) -> bool:
         return self.prefill is None or self.prefill.closed
+
+    @property
+    def lacks_first_token(self) -> bool:
+        """Whether prefill still has to send the first token of the answer."""
+        return self.prefill is not None and not self.base and not self.request.tokens.delivered
 
     def side_of(self, worker_id: str) -> Side | None:
         """The open side that a worker has in this attempt."""
@@ -114,12 +142,25 @@ class Request:
     class_rank: int
     arrived_s: float
     deadline_s: float | None = None
+    tenant: str = ""
+    prefix: PrefixKeys | None = None
+    ttft_s: float = 0.0  # target of its class
     state: State = State.QUEUED
     attempt: Attempt | None = None
     live: bool = True  # the client still waits for it
     # Decode ended well, but prefill has not yet said all it has to say.
     ending: tuple[Reason, str] | None = None
-    transitions: list[Transition] = field(default_factory=list)
+    transitions: deque[Transition] = field(default_factory=lambda: deque(maxlen=_KEPT_TRANSITIONS))
+    decisions: deque[Decision] = field(default_factory=lambda: deque(maxlen=_KEPT_DECISIONS))
+    start_by_s: float = 0.0  # when prefill should begin
+    waits_before: tuple[float, ...] = ()  # of the queue's first, when this one was queued
+    retries: int = 0  # attempts that failed
+    refusals: int = 0  # attempts that a worker did not take, in a row
+    avoid: frozenset[str] = frozenset()  # workers that failed it
+    version: str | None = None  # of the model that has made its tokens
+    # What is cached of it where, as of so many changes of the index.
+    hits: dict[str, int] = field(default_factory=dict)
+    hits_as_of: int = -1
     placed_s: float | None = None
     reserved_s: float | None = None
     first_token_s: float | None = None
@@ -134,6 +175,16 @@ class Request:
 
     def __post_init__(self) -> None:
         self.tokens = TokenOrder(self.max_tokens)
+
+    @property
+    def cost(self) -> float:
+        """Its size among others: tokens that it may come to have."""
+        return float(self.prompt_tokens + self.max_tokens)
+
+    @property
+    def read_tokens(self) -> int:
+        """What must be read before the next token can be made."""
+        return self.prompt_tokens + self.tokens.delivered
 
     def move(
         self,
@@ -174,6 +225,7 @@ class Request:
             speculation=self.speculation,
             prompt_tokens=self.prompt_tokens,
             completion_tokens=completion_tokens,
+            retries=self.retries,
         )
 
 

@@ -6,6 +6,7 @@ else that does not fit is a fault of a worker and is refused: a client must neve
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -32,10 +33,14 @@ class TokenGapError(Exception):
 
 @dataclass(slots=True, eq=False)
 class TokenOrder:
-    """`delivered` tokens have been handed on; those that came early wait for token 0."""
+    """`delivered` tokens, `token_ids`, have been handed on; those that came early wait for token 0.
+
+    They are kept so that another worker can go on from them.
+    """
 
     max_tokens: int
     delivered: int = 0
+    token_ids: array[int] = field(default_factory=lambda: array("I"))
     early_ids: list[int] = field(default_factory=list)
     early_logprobs: list[TokenLogprob] = field(default_factory=list)
 
@@ -56,6 +61,7 @@ class TokenOrder:
             )
         if first == self.delivered:
             self.delivered += len(token_ids)
+            self.token_ids.extend(token_ids)
             yield Chunk(first, token_ids, logprobs)
             if self.early_ids:
                 early = Chunk(1, self.early_ids, self.early_logprobs)
@@ -66,3 +72,7 @@ class TokenOrder:
             self.early_logprobs.extend(logprobs)
         else:
             raise TokenGapError(f"token {first} where token {self.delivered} was due")
+
+    def forget_early(self) -> None:
+        """The attempt that sent the early ones is over: another will send them again."""
+        self.early_ids, self.early_logprobs = [], []

@@ -69,13 +69,14 @@ class WorkItem:
     prompt_tokens: int
     traceparent: str = ""
     priority: int = 0  # 0 is the strictest class
+    generated_tokens: int = 0  # of the token ids, the last ones: made elsewhere before
 
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
     """Set memory aside for a request whose state another worker will send.
 
-    The prompt comes along for penalties, and to read it here if the request has to give way.
+    Its tokens come along for penalties, and to be read here if the request has to give way.
     """
 
     item: WorkItem
@@ -84,7 +85,10 @@ class Reserve:
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """Read a prompt; with a ticket hand its state off, without one go on decoding here."""
+    """Read a prompt; with a ticket hand its state off, without one go on decoding here.
+
+    Where tokens of the answer come along, nothing is sampled before decoding goes on.
+    """
 
     item: WorkItem
     token_ids: tuple[int, ...]
@@ -99,4 +103,18 @@ class Cancel:
     reason: ReasonCode.ValueType
 
 
-Command = Reserve | Prefill | Cancel
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """Begin the lease of a reservation anew."""
+
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Take no more work and say when nothing is left; or, to `resume`, take work again."""
+
+    resume: bool = False
+
+
+Command = Reserve | Prefill | Cancel | Renew | Drain

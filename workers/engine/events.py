@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from protos.tandem.v1.common_pb2 import ReasonCode
 from protos.tandem.v1.handoff_pb2 import HandoffTicket
 from protos.tandem.v1.inference_pb2 import HandoffReport, SpeculationReport
+from workers.engine.load import Load
 from workers.engine.sampling.logprobs import Chosen
+from workers.state.prefix_cache import CacheChanges
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +25,14 @@ class TokenRow:
 class Reserved:
     key: int
     ticket: HandoffTicket
+    lease_s: float = 0.0  # 0 is for ever
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillDone:
     key: int
     prefill_ms: float
-    handoff: HandoffReport | None  # None when the prompt was read where it is decoded
+    handoff: HandoffReport | None  # None when no state was sent
     cached_tokens: int = 0  # prompt tokens that a cached prefix spared
 
 
@@ -53,6 +56,8 @@ class Credits:
     request_slots: int
     free_tokens: int
     total_tokens: int
+    total_slots: int = 0
+    draining: bool = False  # nothing at all is taken
 
 
 @dataclass(slots=True)
@@ -65,6 +70,10 @@ class StepEvents:
     state_arrived: list[StateArrived] = field(default_factory=list)
     ended: list[Ended] = field(default_factory=list)
     credits: Credits | None = None  # set when they changed
+    taken: list[int] = field(default_factory=list)  # keys of the work that the credits know of
+    load: Load | None = None  # set when it is worth saying
+    cache: CacheChanges | None = None
+    drained: bool = False  # nothing is held any more, after a Drain
 
     def __bool__(self) -> bool:
         return bool(
@@ -74,4 +83,8 @@ class StepEvents:
             or self.state_arrived
             or self.ended
             or self.credits
+            or self.taken
+            or self.load
+            or self.cache
+            or self.drained
         )

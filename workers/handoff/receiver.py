@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from protos.tandem.v1.common_pb2 import ReasonCode
 from protos.tandem.v1.handoff_pb2 import HandoffTicket
@@ -118,6 +118,19 @@ class HandoffReceiver:
                 detail = f"no state came within {self._lease_s} s"
                 ended.append(Refusal(reservation.handle, ReasonCode.REASON_LEASE_EXPIRED, detail))
         return ended
+
+    @property
+    def lease_s(self) -> float:
+        """How long a reservation waits for its state unless it is renewed."""
+        return self._lease_s
+
+    def renew(self, handle: int, now_s: float) -> None:
+        """Begin the lease of a reservation anew; nothing happens when it has ended."""
+        number = self._numbers.get(handle)
+        if number is not None:
+            self._reservations[number] = replace(
+                self._reservations[number], expires_s=now_s + self._lease_s
+            )
 
     def cancel(self, handle: int) -> None:
         """Forget a reservation; see the module's note on late writes."""

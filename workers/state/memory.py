@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workers.state.blocks import Accounts, NumberPool, OutOfMemory, PoolError
-from workers.state.prefix_cache import Checkpoint, PrefixCache
+from workers.state.prefix_cache import CacheChanges, Checkpoint, PrefixCache
 
 __all__ = ["CopyPlan", "Hit", "Holding", "OutOfMemory", "StateMemory"]
 
@@ -139,8 +139,8 @@ class StateMemory:
         """
         if self._max_checkpoints == 0:
             return None
-        chain, tail = self._cache.key(token_ids)
-        if self._cache.has(chain, tail):
+        filed = self._cache.key(token_ids)
+        if self._cache.has(filed):
             return None
         holding = self._held(key)
         full_blocks = len(token_ids) // self._block_tokens
@@ -149,7 +149,7 @@ class StateMemory:
         blocks = holding.blocks[:full_blocks]
         (slot,) = self._slots.take(1)
         copies = CopyPlan(holding.slot, slot)
-        if tail:
+        if filed.tail:
             if self._blocks.free == 0:
                 self._slots.release((slot,))
                 return None
@@ -158,11 +158,21 @@ class StateMemory:
             blocks += (copy,)
         self._blocks.keep(blocks)
         self._slots.keep((slot,))
-        if tail:
+        if filed.tail:
             self._blocks.release(blocks[-1:])
         self._slots.release((slot,))
-        self._cache.add(Checkpoint(len(token_ids), blocks, slot, chain, tail))
+        checkpoint = Checkpoint(len(token_ids), blocks, slot, filed.chain, filed.tail)
+        self._cache.add(checkpoint, filed.blocks)
         return copies
+
+    def take_cache_changes(self) -> CacheChanges:
+        """Which cached prefixes came and went since the last call, for routers."""
+        return self._cache.take_changes()
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens in one block."""
+        return self._block_tokens
 
     @property
     def free_slots(self) -> int:

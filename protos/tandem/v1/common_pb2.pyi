@@ -51,11 +51,21 @@ class _ReasonCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReasonCode
     """The cluster cannot take it now."""
     REASON_NO_WORKERS: _ReasonCode.ValueType  # 31
     REASON_SHUTTING_DOWN: _ReasonCode.ValueType  # 32
+    REASON_OVERLOADED: _ReasonCode.ValueType  # 33
+    """it would have waited too long; retry after the time that is named"""
+    REASON_RATE_LIMITED: _ReasonCode.ValueType  # 34
+    """the tenant has used up its rate"""
     REASON_WORKER_LOST: _ReasonCode.ValueType  # 40
     """A worker or the way to it failed."""
     REASON_OUT_OF_CAPACITY: _ReasonCode.ValueType  # 41
     """a worker was sent more than the credits it gave"""
     REASON_ENGINE_ERROR: _ReasonCode.ValueType  # 42
+    REASON_DRAINING: _ReasonCode.ValueType  # 43
+    """the worker takes no more work"""
+    REASON_NOT_DRAINED: _ReasonCode.ValueType  # 44
+    """the worker still holds something"""
+    REASON_LAYOUT_MISMATCH: _ReasonCode.ValueType  # 45
+    """the worker's layout is not the one of the other role"""
     REASON_TRANSFER_FAILED: _ReasonCode.ValueType  # 50
     """The hand-off failed."""
     REASON_MANIFEST_MISMATCH: _ReasonCode.ValueType  # 51
@@ -94,11 +104,21 @@ REASON_QUEUE_FULL: ReasonCode.ValueType  # 30
 """The cluster cannot take it now."""
 REASON_NO_WORKERS: ReasonCode.ValueType  # 31
 REASON_SHUTTING_DOWN: ReasonCode.ValueType  # 32
+REASON_OVERLOADED: ReasonCode.ValueType  # 33
+"""it would have waited too long; retry after the time that is named"""
+REASON_RATE_LIMITED: ReasonCode.ValueType  # 34
+"""the tenant has used up its rate"""
 REASON_WORKER_LOST: ReasonCode.ValueType  # 40
 """A worker or the way to it failed."""
 REASON_OUT_OF_CAPACITY: ReasonCode.ValueType  # 41
 """a worker was sent more than the credits it gave"""
 REASON_ENGINE_ERROR: ReasonCode.ValueType  # 42
+REASON_DRAINING: ReasonCode.ValueType  # 43
+"""the worker takes no more work"""
+REASON_NOT_DRAINED: ReasonCode.ValueType  # 44
+"""the worker still holds something"""
+REASON_LAYOUT_MISMATCH: ReasonCode.ValueType  # 45
+"""the worker's layout is not the one of the other role"""
 REASON_TRANSFER_FAILED: ReasonCode.ValueType  # 50
 """The hand-off failed."""
 REASON_MANIFEST_MISMATCH: ReasonCode.ValueType  # 51

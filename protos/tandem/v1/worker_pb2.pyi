@@ -29,6 +29,9 @@ class SessionCommand(_message.Message):
     RESERVE_FIELD_NUMBER: _builtins.int
     PREFILL_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
+    RENEW_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
+    FLIP_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """first, once"""
@@ -45,6 +48,14 @@ class SessionCommand(_message.Message):
     def cancel(self) -> Global___Cancel:
         """to both; also frees a reservation"""
 
+    @_builtins.property
+    def renew(self) -> Global___Renew:
+        """to decode: a reservation is still wanted"""
+
+    @_builtins.property
+    def drain(self) -> Global___Drain: ...
+    @_builtins.property
+    def flip(self) -> Global___Flip: ...
     def __init__(
         self,
         *,
@@ -52,12 +63,15 @@ class SessionCommand(_message.Message):
         reserve: Global___Reserve | None = ...,
         prefill: Global___Prefill | None = ...,
         cancel: Global___Cancel | None = ...,
+        renew: Global___Renew | None = ...,
+        drain: Global___Drain | None = ...,
+        flip: Global___Flip | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "hello", b"hello", "prefill", b"prefill", "reserve", b"reserve"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "drain", b"drain", "flip", b"flip", "hello", b"hello", "prefill", b"prefill", "renew", b"renew", "reserve", b"reserve"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "hello", b"hello", "prefill", b"prefill", "reserve", b"reserve"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "drain", b"drain", "flip", b"flip", "hello", b"hello", "prefill", b"prefill", "renew", b"renew", "reserve", b"reserve"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["hello", "reserve", "prefill", "cancel"]  # noqa: Y015
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["hello", "reserve", "prefill", "cancel", "renew", "drain", "flip"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
@@ -94,6 +108,7 @@ class WorkItem(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
     handle: _builtins.int
     request_id: _builtins.str
     prompt_tokens: _builtins.int
@@ -101,6 +116,8 @@ class WorkItem(_message.Message):
     """W3C trace context; empty when not traced"""
     priority: _builtins.int
     """rank of its class; 0 is the strictest, which gives way last"""
+    generated_tokens: _builtins.int
+    """how many of the token ids, the last ones, are of the answer"""
     @_builtins.property
     def sampling(self) -> _common_pb2.SamplingParams: ...
     def __init__(
@@ -112,10 +129,11 @@ class WorkItem(_message.Message):
         prompt_tokens: _builtins.int = ...,
         traceparent: _builtins.str = ...,
         priority: _builtins.int = ...,
+        generated_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "sampling", b"sampling", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generated_tokens", b"generated_tokens", "handle", b"handle", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "sampling", b"sampling", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -123,7 +141,12 @@ Global___WorkItem: _TypeAlias = WorkItem  # noqa: Y015
 
 @_typing.final
 class Reserve(_message.Message):
-    """Set memory aside for a request whose prompt another worker reads; answered by Reserved or Ended.
+    """A request that lost its worker goes on elsewhere: its token ids are then the prompt and the tokens
+    of the answer that were made so far, of which there are generated_tokens. The next token has that
+    index, and max_tokens counts all of the answer. Nothing is sampled until it decodes again: prefill
+    sends no token, and the last one of token_ids is what decode feeds first.
+
+    Set memory aside for a request whose prompt another worker reads; answered by Reserved or Ended.
     Decoding starts on its own when the state has arrived.
     """
 
@@ -208,6 +231,78 @@ class Cancel(_message.Message):
 Global___Cancel: _TypeAlias = Cancel  # noqa: Y015
 
 @_typing.final
+class Renew(_message.Message):
+    """Begin the lease of a reservation anew."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDLE_FIELD_NUMBER: _builtins.int
+    handle: _builtins.int
+    def __init__(
+        self,
+        *,
+        handle: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Renew: _TypeAlias = Renew  # noqa: Y015
+
+@_typing.final
+class Drain(_message.Message):
+    """Take no more work, from any router; answered by Drained when nothing is held or leased any more.
+    With resume: take work again.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESUME_FIELD_NUMBER: _builtins.int
+    resume: _builtins.bool
+    def __init__(
+        self,
+        *,
+        resume: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resume", b"resume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Drain: _TypeAlias = Drain  # noqa: Y015
+
+@_typing.final
+class Flip(_message.Message):
+    """Take another role, keeping the weights; answered by Flipped. Only a drained worker can, and only
+    where the layout is the one that the new role has in this cluster. It then takes work again.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    LAYOUT_FIELD_NUMBER: _builtins.int
+    role: _builtins.str
+    """prefill or decode"""
+    layout: _builtins.str
+    """of the other pool; empty: the worker's own will do"""
+    def __init__(
+        self,
+        *,
+        role: _builtins.str = ...,
+        layout: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Flip: _TypeAlias = Flip  # noqa: Y015
+
+@_typing.final
 class SessionEvents(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -218,6 +313,10 @@ class SessionEvents(_message.Message):
     PREFILL_DONE_FIELD_NUMBER: _builtins.int
     STATE_ARRIVED_FIELD_NUMBER: _builtins.int
     ENDED_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
+    DRAINED_FIELD_NUMBER: _builtins.int
+    FLIPPED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome:
         """in the first message only"""
@@ -236,6 +335,16 @@ class SessionEvents(_message.Message):
     def state_arrived(self) -> _containers.RepeatedCompositeFieldContainer[Global___StateArrived]: ...
     @_builtins.property
     def ended(self) -> _containers.RepeatedCompositeFieldContainer[Global___Ended]: ...
+    @_builtins.property
+    def load(self) -> Global___Load:
+        """now and then"""
+
+    @_builtins.property
+    def cache(self) -> Global___CacheChanges: ...
+    @_builtins.property
+    def drained(self) -> Global___Drained: ...
+    @_builtins.property
+    def flipped(self) -> Global___Flipped: ...
     def __init__(
         self,
         *,
@@ -246,10 +355,14 @@ class SessionEvents(_message.Message):
         prefill_done: _abc.Iterable[Global___PrefillDone] | None = ...,
         state_arrived: _abc.Iterable[Global___StateArrived] | None = ...,
         ended: _abc.Iterable[Global___Ended] | None = ...,
+        load: Global___Load | None = ...,
+        cache: Global___CacheChanges | None = ...,
+        drained: Global___Drained | None = ...,
+        flipped: Global___Flipped | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "tokens", b"tokens", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "credits", b"credits", "drained", b"drained", "flipped", b"flipped", "load", b"load", "tokens", b"tokens", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "ended", b"ended", "prefill_done", b"prefill_done", "reserved", b"reserved", "state_arrived", b"state_arrived", "tokens", b"tokens", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "credits", b"credits", "drained", b"drained", "ended", b"ended", "flipped", b"flipped", "load", b"load", "prefill_done", b"prefill_done", "reserved", b"reserved", "state_arrived", b"state_arrived", "tokens", b"tokens", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -276,32 +389,227 @@ Global___Welcome: _TypeAlias = Welcome  # noqa: Y015
 
 @_typing.final
 class Credits(_message.Message):
-    """How much more this worker takes now, in absolute terms."""
+    """How much more this worker takes from this router, as of the router's first `work_seen` Reserve and
+    Prefill commands of this session. What is free is shared out evenly among the routers.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_SLOTS_FIELD_NUMBER: _builtins.int
     FREE_TOKENS_FIELD_NUMBER: _builtins.int
     TOTAL_TOKENS_FIELD_NUMBER: _builtins.int
+    TOTAL_SLOTS_FIELD_NUMBER: _builtins.int
+    ALL_FREE_TOKENS_FIELD_NUMBER: _builtins.int
+    WORK_SEEN_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     request_slots: _builtins.int
     """requests it can still accept"""
     free_tokens: _builtins.int
     """tokens of KV it can still hold"""
     total_tokens: _builtins.int
+    """of KV, when it holds nothing"""
+    total_slots: _builtins.int
+    """requests, when it holds none"""
+    all_free_tokens: _builtins.int
+    """free_tokens before sharing; one request may be as large"""
+    work_seen: _builtins.int
+    draining: _builtins.bool
+    """it takes nothing at all"""
     def __init__(
         self,
         *,
         request_slots: _builtins.int = ...,
         free_tokens: _builtins.int = ...,
         total_tokens: _builtins.int = ...,
+        total_slots: _builtins.int = ...,
+        all_free_tokens: _builtins.int = ...,
+        work_seen: _builtins.int = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["free_tokens", b"free_tokens", "request_slots", b"request_slots", "total_tokens", b"total_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_free_tokens", b"all_free_tokens", "draining", b"draining", "free_tokens", b"free_tokens", "request_slots", b"request_slots", "total_slots", b"total_slots", "total_tokens", b"total_tokens", "work_seen", b"work_seen"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Credits: _TypeAlias = Credits  # noqa: Y015
+
+@_typing.final
+class Load(_message.Message):
+    """How busy a worker is, whoever gave it the work. What was not measured yet is 0."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNNING_REQUESTS_FIELD_NUMBER: _builtins.int
+    DECODING_REQUESTS_FIELD_NUMBER: _builtins.int
+    WAITING_PREFILL_TOKENS_FIELD_NUMBER: _builtins.int
+    PREFILL_TOKENS_PER_S_FIELD_NUMBER: _builtins.int
+    STEP_MS_FIELD_NUMBER: _builtins.int
+    STEP_REQUESTS_FIELD_NUMBER: _builtins.int
+    STEP_TOKENS_FIELD_NUMBER: _builtins.int
+    LINK_BYTES_IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    LINK_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    STATE_BYTES_PER_TOKEN_FIELD_NUMBER: _builtins.int
+    STATE_BYTES_PER_REQUEST_FIELD_NUMBER: _builtins.int
+    running_requests: _builtins.int
+    decoding_requests: _builtins.int
+    waiting_prefill_tokens: _builtins.int
+    """accepted and not read yet"""
+    prefill_tokens_per_s: _builtins.float
+    """while it reads prompts"""
+    step_ms: _builtins.float
+    """of the last decode step, which had `step_requests` in it"""
+    step_requests: _builtins.int
+    step_tokens: _builtins.float
+    """tokens per request and step: the acceptance length"""
+    link_bytes_in_flight: _builtins.int
+    """state being sent"""
+    link_bytes_per_s: _builtins.float
+    """while state is sent"""
+    state_bytes_per_token: _builtins.float
+    """what a hand-off moves: so much for each token of a prompt"""
+    state_bytes_per_request: _builtins.int
+    """and so much besides"""
+    def __init__(
+        self,
+        *,
+        running_requests: _builtins.int = ...,
+        decoding_requests: _builtins.int = ...,
+        waiting_prefill_tokens: _builtins.int = ...,
+        prefill_tokens_per_s: _builtins.float = ...,
+        step_ms: _builtins.float = ...,
+        step_requests: _builtins.int = ...,
+        step_tokens: _builtins.float = ...,
+        link_bytes_in_flight: _builtins.int = ...,
+        link_bytes_per_s: _builtins.float = ...,
+        state_bytes_per_token: _builtins.float = ...,
+        state_bytes_per_request: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decoding_requests", b"decoding_requests", "link_bytes_in_flight", b"link_bytes_in_flight", "link_bytes_per_s", b"link_bytes_per_s", "prefill_tokens_per_s", b"prefill_tokens_per_s", "running_requests", b"running_requests", "state_bytes_per_request", b"state_bytes_per_request", "state_bytes_per_token", b"state_bytes_per_token", "step_ms", b"step_ms", "step_requests", b"step_requests", "step_tokens", b"step_tokens", "waiting_prefill_tokens", b"waiting_prefill_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Load: _TypeAlias = Load  # noqa: Y015
+
+@_typing.final
+class CacheChanges(_message.Message):
+    """What came into the prefix cache and what went. Blocks are named by chained hashes (see
+    workers/prefix_hash.py), 60 bits of each.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESET_FIELD_NUMBER: _builtins.int
+    BLOCK_TOKENS_FIELD_NUMBER: _builtins.int
+    STORED_BLOCKS_FIELD_NUMBER: _builtins.int
+    REMOVED_BLOCKS_FIELD_NUMBER: _builtins.int
+    STORED_STATES_FIELD_NUMBER: _builtins.int
+    REMOVED_STATES_FIELD_NUMBER: _builtins.int
+    reset: _builtins.bool
+    """forget what was said before: what follows is everything"""
+    block_tokens: _builtins.int
+    @_builtins.property
+    def stored_blocks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def removed_blocks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def stored_states(self) -> _containers.RepeatedCompositeFieldContainer[Global___CachedState]: ...
+    @_builtins.property
+    def removed_states(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """their names"""
+
+    def __init__(
+        self,
+        *,
+        reset: _builtins.bool = ...,
+        block_tokens: _builtins.int = ...,
+        stored_blocks: _abc.Iterable[_builtins.int] | None = ...,
+        removed_blocks: _abc.Iterable[_builtins.int] | None = ...,
+        stored_states: _abc.Iterable[Global___CachedState] | None = ...,
+        removed_states: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_tokens", b"block_tokens", "removed_blocks", b"removed_blocks", "removed_states", b"removed_states", "reset", b"reset", "stored_blocks", b"stored_blocks", "stored_states", b"stored_states"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CacheChanges: _TypeAlias = CacheChanges  # noqa: Y015
+
+@_typing.final
+class CachedState(_message.Message):
+    """Mamba state after a number of tokens: with the blocks before it, what a prompt can resume from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CHAIN_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    name: _builtins.int
+    """hash of all its tokens"""
+    chain: _builtins.int
+    """hash of its full blocks"""
+    tokens: _builtins.int
+    def __init__(
+        self,
+        *,
+        name: _builtins.int = ...,
+        chain: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "name", b"name", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CachedState: _TypeAlias = CachedState  # noqa: Y015
+
+@_typing.final
+class Drained(_message.Message):
+    """Nothing is held, written to or read from by anyone: the worker can go without loss."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Drained: _TypeAlias = Drained  # noqa: Y015
+
+@_typing.final
+class Flipped(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    role: _builtins.str
+    """the role that it has"""
+    reason: _common_pb2.ReasonCode.ValueType
+    """why it is not the one that was asked for"""
+    detail: _builtins.str
+    def __init__(
+        self,
+        *,
+        role: _builtins.str = ...,
+        reason: _common_pb2.ReasonCode.ValueType = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "reason", b"reason", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Flipped: _TypeAlias = Flipped  # noqa: Y015
 
 @_typing.final
 class TokenBatch(_message.Message):
@@ -365,7 +673,10 @@ class Reserved(_message.Message):
 
     HANDLE_FIELD_NUMBER: _builtins.int
     TICKET_FIELD_NUMBER: _builtins.int
+    LEASE_S_FIELD_NUMBER: _builtins.int
     handle: _builtins.int
+    lease_s: _builtins.float
+    """without state or a Renew in that time it is given up"""
     @_builtins.property
     def ticket(self) -> _handoff_pb2.HandoffTicket: ...
     def __init__(
@@ -373,10 +684,11 @@ class Reserved(_message.Message):
         *,
         handle: _builtins.int = ...,
         ticket: _handoff_pb2.HandoffTicket | None = ...,
+        lease_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ticket", b"ticket"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle", "ticket", b"ticket"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle", "lease_s", b"lease_s", "ticket", b"ticket"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

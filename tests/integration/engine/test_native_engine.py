@@ -144,7 +144,7 @@ def test_a_request_that_ends_with_its_first_token_moves_no_state(
     from_prefill, _, client = run_disaggregated(prefill, decode, prompts[:2], sampling)
     assert [len(client.tokens[key]) for key in (0, 1)] == [1, 1]
     assert from_prefill.reason(0) == REASON_LENGTH
-    assert from_prefill.prefill_done == {}
+    assert [done.handoff for done in from_prefill.prefill_done.values()] == [None, None]
     for key in (0, 1):
         decode.handle(Cancel(key, REASON_CANCELLED))
     record = Record()

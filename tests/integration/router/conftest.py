@@ -54,6 +54,7 @@ async def start_router(model_dir: Path) -> AsyncIterator[StartRouter]:
             answer: str = ANSWER,
             queue_limit: int = 16,
             max_message_bytes: int = 64 * 1024,
+            max_retries: int = 3,
             **script_fields: object,
         ) -> Running:
             tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
@@ -72,6 +73,9 @@ async def start_router(model_dir: Path) -> AsyncIterator[StartRouter]:
                 http="127.0.0.1:0",
                 classes=(PriorityClass("interactive", 500, 40), PriorityClass("batch", 9999, 200)),
                 queue_limit=queue_limit,
+                local_prefill_tokens=0,
+                max_retries=max_retries,
+                orphan_grace_s=0.0,
                 max_message_bytes=max_message_bytes,
             )
             server = RouterServer(config, validate=True)

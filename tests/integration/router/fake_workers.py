@@ -73,6 +73,7 @@ class FakeSession:
         self._script = worker.script
         self._decoding: dict[int, Job] = {}
         self._reserved: dict[int, worker_pb2.WorkItem] = {}
+        self._work_seen = 0
         self._out: asyncio.Queue[worker_pb2.SessionEvents] = asyncio.Queue()
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -107,6 +108,8 @@ class FakeSession:
             request_slots=self._script.request_slots - len(running),
             free_tokens=self._script.total_tokens - used,
             total_tokens=self._script.total_tokens,
+            total_slots=self._script.request_slots,
+            work_seen=self._work_seen,
         )
 
     def _send(self, **events: object) -> None:
@@ -123,8 +126,10 @@ class FakeSession:
         async for command in commands:
             match command.WhichOneof("command"):
                 case "reserve":
+                    self._work_seen += 1
                     self._reserve(command.reserve.item)
                 case "prefill":
+                    self._work_seen += 1
                     self._prefill(command.prefill)
                 case "cancel":
                     self._cancel(command.cancel)
@@ -144,8 +149,8 @@ class FakeSession:
         await written.wait()
         if self._reserved.pop(item.handle, None) is None:
             return
+        self._decoding[item.handle] = Job(item, item.generated_tokens or 1)
         self._send(state_arrived=[worker_pb2.StateArrived(handle=item.handle)])
-        self._decoding[item.handle] = Job(item, 1)
         self._wake.set()
 
     def _prefill(self, prefill: worker_pb2.Prefill) -> None:
@@ -153,14 +158,15 @@ class FakeSession:
         self._script.items.put_nowait(item)
         self._script.prefills.append(prefill)
         if not prefill.HasField("ticket"):
-            self._decoding[item.handle] = Job(item, 0)
+            self._decoding[item.handle] = Job(item, item.generated_tokens)
             self._wake.set()
             return
-        self._send_tokens([Job(item, 0)])
-        reason = self._script.end_reason(item, 0)
-        if reason:
-            self._send_end(item.handle, reason)
-            return
+        if not item.generated_tokens:
+            self._send_tokens([Job(item, 0)])
+            reason = self._script.end_reason(item, 0)
+            if reason:
+                self._send_end(item.handle, reason)
+                return
         self._script.written[prefill.ticket.reservation].set()
         handoff = inference_pb2.HandoffReport(kv_bytes=1024, mamba_bytes=64, handoff_ms=0.5)
         done = worker_pb2.PrefillDone(handle=item.handle, prefill_ms=1.5, handoff=handoff)

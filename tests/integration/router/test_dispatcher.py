@@ -34,7 +34,11 @@ async def run(dispatcher: Dispatcher, client: ClientRequest) -> tuple[list[int],
 
 def config(model_dir: Path, *workers: WorkerRecord, store_url: str | None = None) -> RouterConfig:
     return RouterConfig(
-        model_path=str(model_dir), model_name="tiny", workers=workers, store_url=store_url
+        model_path=str(model_dir),
+        model_name="tiny",
+        workers=workers,
+        store_url=store_url,
+        local_prefill_tokens=0,
     )
 
 

@@ -84,7 +84,7 @@ async def test_a_worker_that_keeps_registered_outlives_its_lease_and_withdraws_a
 ) -> None:
     stop = asyncio.Event()
     watch = aiter(directory.watch(poll_s=0.05))
-    keeper = asyncio.create_task(keep_registered(directory, _RECORD, _SHORT_LEASE_MS, stop))
+    keeper = asyncio.create_task(keep_registered(directory, lambda: _RECORD, _SHORT_LEASE_MS, stop))
     await _until(watch, {"decode-1"})
     # A second worker marks the passing of twice the lease.
     await directory.register(replace(_RECORD, worker_id="clock"), 2 * _SHORT_LEASE_MS)
@@ -100,7 +100,7 @@ async def test_a_store_that_lost_everything_gets_the_worker_back(
 ) -> None:
     stop = asyncio.Event()
     watch = aiter(directory.watch(poll_s=0.05))
-    keeper = asyncio.create_task(keep_registered(directory, _RECORD, _SHORT_LEASE_MS, stop))
+    keeper = asyncio.create_task(keep_registered(directory, lambda: _RECORD, _SHORT_LEASE_MS, stop))
     await _until(watch, {"decode-1"})
     await directory.withdraw("decode-1")
     await _until(watch, set())

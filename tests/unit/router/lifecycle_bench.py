@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from protos.tandem.v1 import common_pb2
 from protos.tandem.v1.handoff_pb2 import HandoffTicket
+from protos.tandem.v1.inference_pb2 import HandoffReport
 from router.core.events import (
     CreditsChanged,
     Event,
@@ -23,18 +24,28 @@ from router.core.instructions import (
     SendReserve,
 )
 from router.core.lifecycle import Lifecycle
+from router.core.policy import ClassPolicy, Policy
 from router.core.request import State
 
 TICKET = HandoffTicket(reservation=7)
 LENGTH = common_pb2.REASON_LENGTH
 
 
+HANDOFF = HandoffReport(kv_bytes=5)
+CLASSES = (ClassPolicy("strict", 0.5, 0.04, 4.0), ClassPolicy("batch", 10.0, 0.2, 1.0))
+
+
 class Bench:
     """A lifecycle with a clock that only the test moves."""
 
-    def __init__(self, *workers: str, queue_limit: int = 4, slots: int = 2) -> None:
-        """Workers are named p... or d... for their role."""
-        self.core = Lifecycle(queue_limit, validate=True)
+    def __init__(
+        self, *workers: str, queue_limit: int = 4, slots: int = 2, **policy: object
+    ) -> None:
+        """Workers are named p... or d... for their role; prompts are never read by decode unless
+        the policy says so."""
+        fields = {"classes": CLASSES, "local_prefill_tokens": 0, "local_prefill_share": 0.0}
+        fields |= {"queue_limit": queue_limit, **policy}
+        self.core = Lifecycle(Policy(**fields), validate=True)  # type: ignore[arg-type]
         self.now_s = 100.0
         for worker in workers:
             self.join(worker, slots)
@@ -48,7 +59,7 @@ class Bench:
         self.now_s += after_s
         return self.core.handle(event, self.now_s)
 
-    def request(self, name: str = "r", max_tokens: int = 5, **fields: float) -> list[Instruction]:
+    def request(self, name: str = "r", max_tokens: int = 5, **fields: object) -> list[Instruction]:
         return self.feed(RequestArrived(name, 10, max_tokens, **fields))  # type: ignore[arg-type]
 
     def state(self, name: str = "r") -> State:
@@ -66,7 +77,7 @@ class Bench:
         """Bring request r, handle 1, to where d decodes, with token 0 delivered."""
         self.prefilling()
         self.feed(tokens("p", 0, 40))
-        self.feed(PrefillDone("p", 1, 3.0))
+        self.feed(PrefillDone("p", 1, 3.0, HANDOFF))
         assert self.state() is State.HANDING_OFF
         self.feed(StateArrived("d", 1))
         assert self.state() is State.DECODING

@@ -21,14 +21,22 @@ from router.core.instructions import (
     SendPrefill,
 )
 from router.core.request import Cause, State
-from tests.unit.router.lifecycle_bench import LENGTH, TICKET, Bench, deliver, the_finish, tokens
+from tests.unit.router.lifecycle_bench import (
+    HANDOFF,
+    LENGTH,
+    TICKET,
+    Bench,
+    deliver,
+    the_finish,
+    tokens,
+)
 
 
 def test_a_request_goes_through_every_state_and_reports_its_times() -> None:
     bench = Bench("p", "d", slots=1)
     bench.request("before", max_tokens=1)  # keeps the workers busy for a second
     assert bench.request() == []
-    bench.feed(Ended("d", 1, common_pb2.REASON_ENGINE_ERROR), 1.0)
+    bench.feed(Ended("d", 1, common_pb2.REASON_INVALID_ARGUMENT), 1.0)
     assert bench.core.requests["r"].state is State.RESERVED
     bench.feed(Reserved("d", 2, TICKET), 0.1)
     assert bench.feed(tokens("p", 0, 40, handle=2), 0.4) == [deliver(0, 40)]
@@ -98,7 +106,7 @@ def test_an_end_from_decode_waits_for_the_first_token_and_the_report_of_prefill(
     bench.feed(tokens("d", 1, 41, 42, 43, 44))
     assert bench.feed(Ended("d", 1, LENGTH)) == []
     assert bench.feed(tokens("p", 0, 40)) == [deliver(0, 40), deliver(1, 41, 42, 43, 44)]
-    finish = the_finish(bench.feed(PrefillDone("p", 1, 3.0)))
+    finish = the_finish(bench.feed(PrefillDone("p", 1, 3.0, HANDOFF)))
     assert (finish.reason, finish.report.completion_tokens) == (LENGTH, 5)
     assert bench.nothing_is_held()
 
@@ -110,8 +118,8 @@ def test_tokens_that_came_before_are_not_delivered_again() -> None:
     assert bench.feed(tokens("d", 0, 40, 41)) == []
 
 
-def test_a_gap_fails_the_request_and_frees_the_worker() -> None:
-    bench = Bench("p", "d")
+def test_without_retries_a_gap_fails_the_request_and_frees_the_worker() -> None:
+    bench = Bench("p", "d", max_retries=0)
     bench.decoding()
     out = bench.feed(tokens("d", 2, 42))
     assert the_finish(out).reason == common_pb2.REASON_ENGINE_ERROR
@@ -119,7 +127,7 @@ def test_a_gap_fails_the_request_and_frees_the_worker() -> None:
 
 
 def test_more_tokens_than_were_asked_for_fail_the_request() -> None:
-    bench = Bench("p", "d")
+    bench = Bench("p", "d", max_retries=0)
     bench.decoding()
     finish = the_finish(bench.feed(tokens("d", 1, *range(41, 46))))
     assert "token 5 where 5 were asked for" in finish.detail
@@ -139,27 +147,27 @@ def test_a_first_token_that_is_the_last_frees_the_reservation() -> None:
 
 def test_an_end_without_a_token_is_a_fault() -> None:
     for worker in ("p", "d"):
-        bench = Bench("p", "d")
+        bench = Bench("p", "d", max_retries=0)
         bench.prefilling()
         out = bench.feed(Ended(worker, 1, LENGTH))
         if worker == "d":
             assert out == []  # the first token may still come
-            out = bench.feed(PrefillDone("p", 1))
+            out = bench.feed(PrefillDone("p", 1, 1.0, HANDOFF))
         assert the_finish(out).reason == common_pb2.REASON_ENGINE_ERROR
 
 
 def test_prefill_that_is_done_without_a_token_is_a_fault() -> None:
-    bench = Bench("p", "d")
+    bench = Bench("p", "d", max_retries=0)
     bench.prefilling()
-    out = bench.feed(PrefillDone("p", 1))
+    out = bench.feed(PrefillDone("p", 1, 1.0, HANDOFF))
     assert the_finish(out).reason == common_pb2.REASON_ENGINE_ERROR
     assert SendCancel("d", 1, common_pb2.REASON_ENGINE_ERROR) in out
 
 
-def test_a_failed_hand_off_cancels_the_other_side_whoever_saw_it() -> None:
+def test_without_retries_a_failed_hand_off_cancels_the_other_side_whoever_saw_it() -> None:
     reason = common_pb2.REASON_MANIFEST_MISMATCH
     for seen_by, other in (("p", "d"), ("d", "p")):
-        bench = Bench("p", "d")
+        bench = Bench("p", "d", max_retries=0)
         bench.prefilling()
         out = bench.feed(Ended(seen_by, 1, reason, "wrong epoch"))
         assert the_finish(out).detail == "wrong epoch"
@@ -168,7 +176,7 @@ def test_a_failed_hand_off_cancels_the_other_side_whoever_saw_it() -> None:
 
 
 def test_an_end_without_a_reason_is_an_engine_error() -> None:
-    bench = Bench("d")
+    bench = Bench("d", max_retries=0)
     bench.request()
     finish = the_finish(bench.feed(Ended("d", 1, common_pb2.REASON_UNSPECIFIED)))
     assert finish.reason == common_pb2.REASON_ENGINE_ERROR
@@ -199,7 +207,7 @@ def test_cancel_while_prefilling_reaches_both() -> None:
     out = bench.feed(CancelRequested("r", common_pb2.REASON_CANCELLED))
     assert {item.worker_id for item in out if isinstance(item, SendCancel)} == {"p", "d"}
     assert bench.feed(tokens("p", 0, 40)) == []  # crossed the cancel
-    bench.feed(PrefillDone("p", 1))
+    bench.feed(PrefillDone("p", 1, 1.0, HANDOFF))
     bench.feed(Ended("d", 1, common_pb2.REASON_CANCELLED))
     assert bench.nothing_is_held()
 
@@ -236,9 +244,9 @@ def test_a_deadline_ends_a_request_wherever_it_is() -> None:
     assert bench.core.next_deadline_s == 200.0
 
 
-def test_losing_decode_fails_its_requests_in_every_state() -> None:
+def test_without_retries_losing_decode_fails_its_requests_in_every_state() -> None:
     for stage in ("reserved", "prefilling", "decoding"):
-        bench = Bench("p", "d", "d2")
+        bench = Bench("p", "d", "d2", max_retries=0)
         if stage == "reserved":
             bench.request()
         elif stage == "prefilling":
@@ -252,15 +260,15 @@ def test_losing_decode_fails_its_requests_in_every_state() -> None:
         assert [item.worker_id for item in cancels] == (["p"] if stage == "prefilling" else [])
 
 
-def test_losing_prefill_fails_what_it_still_reads_and_nothing_else() -> None:
-    bench = Bench("p", "d")
+def test_without_retries_losing_prefill_fails_what_it_still_reads_alone() -> None:
+    bench = Bench("p", "d", max_retries=0)
     bench.prefilling()
     bench.feed(tokens("p", 0, 40))
     out = bench.feed(WorkerLost("p"))
     assert the_finish(out).reason == common_pb2.REASON_WORKER_LOST
     assert out[-1] == SendCancel("d", 1, common_pb2.REASON_WORKER_LOST)
 
-    bench = Bench("p", "d")
+    bench = Bench("p", "d", max_retries=0)
     bench.decoding()
     assert bench.feed(WorkerLost("p")) == []
     assert bench.feed(tokens("d", 1, 41)) == [deliver(1, 41)]
@@ -276,8 +284,8 @@ def test_losing_prefill_after_the_state_arrived_costs_only_its_report() -> None:
     assert the_finish(bench.feed(Ended("d", 1, LENGTH))).reason == LENGTH
 
 
-def test_losing_prefill_before_its_token_came_fails_even_a_decoded_answer() -> None:
-    bench = Bench("p", "d")
+def test_without_retries_losing_prefill_before_its_token_fails_even_a_decoded_answer() -> None:
+    bench = Bench("p", "d", max_retries=0)
     bench.prefilling()
     bench.feed(StateArrived("d", 1))
     bench.feed(tokens("d", 1, 41, 42, 43, 44))
@@ -287,20 +295,8 @@ def test_losing_prefill_before_its_token_came_fails_even_a_decoded_answer() -> N
     assert bench.nothing_is_held()
 
 
-def test_losing_the_last_decode_worker_fails_those_that_wait() -> None:
-    bench = Bench("d", slots=1)
-    bench.request("first")
-    bench.request()
-    out = bench.feed(WorkerLost("d"))
-    reasons = {item.request_id: item.reason for item in out if isinstance(item, Finish)}
-    assert reasons == {
-        "first": common_pb2.REASON_WORKER_LOST,
-        "r": common_pb2.REASON_NO_WORKERS,
-    }
-
-
 def test_a_new_session_of_a_known_worker_ends_what_the_old_one_held() -> None:
-    bench = Bench("d")
+    bench = Bench("d", max_retries=0)
     bench.request()
     finish = the_finish(bench.feed(WorkerJoined("d", "decode", "v")))
     assert finish.reason == common_pb2.REASON_WORKER_LOST

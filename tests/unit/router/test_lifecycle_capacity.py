@@ -10,6 +10,7 @@ from router.core.events import (
     RequestArrived,
     Reserved,
     ShutDown,
+    Tick,
 )
 from router.core.instructions import (
     Finish,
@@ -18,8 +19,17 @@ from router.core.instructions import (
     SendReserve,
 )
 from router.core.lifecycle import Lifecycle
+from router.core.policy import Policy
 from router.core.request import State
-from tests.unit.router.lifecycle_bench import LENGTH, TICKET, Bench, deliver, the_finish, tokens
+from tests.unit.router.lifecycle_bench import (
+    HANDOFF,
+    LENGTH,
+    TICKET,
+    Bench,
+    deliver,
+    the_finish,
+    tokens,
+)
 
 
 def test_without_decode_workers_a_request_fails_at_once() -> None:
@@ -33,11 +43,11 @@ def test_a_full_queue_refuses_and_the_strictest_class_goes_first() -> None:
     bench.request("batch", class_rank=1)
     bench.request("first")
     bench.request("second")
-    finish = the_finish(bench.request("late"))
+    finish = the_finish(bench.request("late", class_rank=1))
     assert (finish.request_id, finish.reason) == ("late", common_pb2.REASON_QUEUE_FULL)
     order = []
     for handle in range(1, 4):
-        out = bench.feed(Ended("d", handle, common_pb2.REASON_ENGINE_ERROR))
+        out = bench.feed(Ended("d", handle, common_pb2.REASON_INVALID_ARGUMENT))
         order += [item.request_id for item in out if isinstance(item, SendPrefill)]
     assert order == ["first", "second", "batch"]
 
@@ -53,7 +63,7 @@ def test_tokens_are_credits_too() -> None:
     bench = Bench("d", slots=9)
     assert bench.request("a", max_tokens=50) != []
     assert bench.request("b", max_tokens=50) == []
-    out = bench.feed(Ended("d", 1, common_pb2.REASON_ENGINE_ERROR))
+    out = bench.feed(Ended("d", 1, common_pb2.REASON_INVALID_ARGUMENT))
     assert SendPrefill("d", 2, "b", None) in out
 
 
@@ -70,7 +80,7 @@ def test_a_worker_that_refuses_is_left_alone_until_it_has_news() -> None:
 
 
 def test_a_prefill_worker_that_refuses_gives_the_reservation_back() -> None:
-    bench = Bench("p", "p2", "d")
+    bench = Bench("p", "p2", "d", max_retries=0)
     bench.request("first")
     bench.request()
     bench.feed(Reserved("d", 1, TICKET))
@@ -83,10 +93,14 @@ def test_a_prefill_worker_that_refuses_gives_the_reservation_back() -> None:
     assert SendCancel("d", 2, common_pb2.REASON_OUT_OF_CAPACITY) in out
 
 
-def test_a_worker_that_refuses_though_idle_fails_the_request() -> None:
+def test_a_worker_that_keeps_refusing_though_idle_fails_the_request() -> None:
     bench = Bench("d")
     bench.request()
-    finish = the_finish(bench.feed(Ended("d", 1, common_pb2.REASON_OUT_OF_CAPACITY)))
+    for handle in (1, 2, 3):
+        refusal = Ended("d", handle, common_pb2.REASON_OUT_OF_CAPACITY)
+        assert bench.feed(refusal) == [SendPrefill("d", handle + 1, "r", None)]
+        bench.feed(Tick(), 60.0)
+    finish = the_finish(bench.feed(Ended("d", 4, common_pb2.REASON_OUT_OF_CAPACITY)))
     assert finish.reason == common_pb2.REASON_OUT_OF_CAPACITY
 
 
@@ -143,11 +157,11 @@ def test_decode_is_not_reserved_while_prefill_is_full() -> None:
     assert bench.request() == []
     bench.feed(Reserved("d", 1, TICKET))
     bench.feed(tokens("p", 0, 40))
-    assert bench.feed(PrefillDone("p", 1)) == [SendReserve("d", 2, "r")]
+    assert bench.feed(PrefillDone("p", 1, 1.0, HANDOFF)) == [SendReserve("d", 2, "r")]
 
 
 def test_history_is_bounded() -> None:
-    core = Lifecycle(4, history_limit=3)
+    core = Lifecycle(Policy(history=3))
     for number in range(10):
         core.handle(RequestArrived(f"r{number}", 1, 1), 0.0)
     assert core.explain("r6") is None

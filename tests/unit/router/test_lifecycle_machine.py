@@ -1,9 +1,13 @@
-"""Random events against scripted workers: whatever the order, the promises of the core hold."""
+"""Random events against scripted workers: whatever the order, the promises of the core hold.
+
+Nothing is lost: requests go on from the tokens they have after every kind of failure, and each
+answer is whole when its request ends well. And nothing depends on anything but the events: the log
+of a run gives the same instructions again.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
 from random import Random
 
 from hypothesis import HealthCheck, settings
@@ -17,15 +21,18 @@ from hypothesis.stateful import (
 )
 
 from protos.tandem.v1 import common_pb2
-from protos.tandem.v1.handoff_pb2 import HandoffTicket
+from router.core.event_log import event_line, header_line, replay
 from router.core.events import (
+    CacheChanged,
     CancelRequested,
-    CreditsChanged,
+    DrainRequested,
     Ended,
     Event,
+    FlipRequested,
+    LoadChanged,
     PrefillDone,
     RequestArrived,
-    Reserved,
+    Role,
     ShutDown,
     StateArrived,
     Tick,
@@ -33,32 +40,40 @@ from router.core.events import (
     WorkerJoined,
     WorkerLost,
 )
-from router.core.instructions import Deliver, Finish, SendCancel, SendPrefill, SendReserve
+from router.core.instructions import Deliver, Finish
 from router.core.lifecycle import Lifecycle
+from router.core.policy import ClassPolicy, Policy, TenantPolicy
+from router.core.prefixes import PrefixKeys
 from router.core.reasons import WELL
+from tests.unit.router.scripted_workers import PROMPT_TOKENS, ScriptedWorker
 
-SLOTS = 3
-TOKENS = 40
-
-
-@dataclass
-class Job:
-    """What a scripted worker holds for one handle."""
-
-    request_id: str
-    kind: str  # reserve | handoff | local
-    stage: str = "new"
-    sent: int = 0
-
-
-@dataclass
-class ScriptedWorker:
-    """A worker that does what the protocol says, one step at a time, in its own stream's order."""
-
-    worker_id: str
-    role: str
-    jobs: dict[int, Job] = field(default_factory=dict)
-    commands: list[SendReserve | SendPrefill | SendCancel] = field(default_factory=list)
+_POLICY = Policy(
+    classes=(ClassPolicy("strict", 0.05, 0.01, 4.0), ClassPolicy("batch", 1.0, 0.1, 1.0)),
+    tenants={"metered": TenantPolicy(2.0, tokens_per_s=500.0, burst_tokens=50.0)},
+    queue_limit=9,
+    patience=2.0,
+    local_prefill_tokens=2,
+    orphan_grace_s=5.0,
+    index_entries=8,
+)
+_REFUSALS = [
+    common_pb2.REASON_OUT_OF_CAPACITY,
+    common_pb2.REASON_ENGINE_ERROR,
+    common_pb2.REASON_DRAINING,
+    common_pb2.REASON_TRANSFER_FAILED,
+    common_pb2.REASON_INVALID_ARGUMENT,
+]
+# What may end a request badly though every client waits: all else is made good.
+_EXPECTED = {
+    common_pb2.REASON_INVALID_ARGUMENT,
+    common_pb2.REASON_NO_WORKERS,
+    common_pb2.REASON_QUEUE_FULL,
+    common_pb2.REASON_OVERLOADED,
+    common_pb2.REASON_RATE_LIMITED,
+    common_pb2.REASON_DEADLINE_EXCEEDED,
+    common_pb2.REASON_SHUTTING_DOWN,
+    common_pb2.REASON_CLIENT_GONE,
+}
 
 
 class RouterMachine(RuleBasedStateMachine):
@@ -66,7 +81,7 @@ class RouterMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lifecycle = Lifecycle(queue_limit=9, validate=True)
+        self.lifecycle = Lifecycle(_POLICY, validate=True)
         self.now_s = 0.0
         self.workers: dict[str, ScriptedWorker] = {}
         self.names = 0
@@ -74,58 +89,66 @@ class RouterMachine(RuleBasedStateMachine):
         self.delivered: dict[str, list[int]] = defaultdict(list)
         self.finished: dict[str, Finish] = {}
         self.commands_seen: set[tuple[str, int, str]] = set()
-        self.written: set[int] = set()  # handles whose state has reached decode
+        self.written: set[int] = set()
+        self.log = [header_line(_POLICY, 1)]
 
     def feed(self, event: Event) -> None:
         self.now_s += 0.001
-        for out in self.lifecycle.handle(event, self.now_s):
+        instructions = self.lifecycle.handle(event, self.now_s)
+        self.log.append(event_line(event, self.now_s, instructions))
+        for out in instructions:
             match out:
                 case Deliver():
                     assert out.request_id not in self.finished
                     assert out.first_index == len(self.delivered[out.request_id])
                     self.delivered[out.request_id].extend(out.token_ids)
                 case Finish():
-                    assert out.request_id not in self.finished
-                    self.finished[out.request_id] = out
-                    got = self.delivered[out.request_id]
-                    assert got == list(range(len(got)))
-                    assert out.report.completion_tokens == len(got)
-                    if out.reason == common_pb2.REASON_ENGINE_ERROR:
-                        assert out.detail == "scripted"  # no worker here breaks the protocol
-                    if out.reason == common_pb2.REASON_LENGTH:
-                        assert len(got) == self.max_tokens[out.request_id]
-                case SendReserve() | SendPrefill() | SendCancel():
+                    self._finish(out)
+                case _:
                     assert out.worker_id in self.workers
-                    key = (out.worker_id, out.handle, type(out).__name__)
-                    assert key not in self.commands_seen
-                    self.commands_seen.add(key)
+                    handle = getattr(out, "handle", None)
+                    if handle is not None and type(out).__name__ != "SendRenew":
+                        key = (out.worker_id, handle, type(out).__name__)
+                        assert key not in self.commands_seen
+                        self.commands_seen.add(key)
                     self.workers[out.worker_id].commands.append(out)
 
-    def credits(self, worker: ScriptedWorker) -> CreditsChanged:
-        held = sum(self._tokens(job) for job in worker.jobs.values())
-        return CreditsChanged(
-            worker.worker_id, max(0, SLOTS - len(worker.jobs)), max(0, TOKENS - held), TOKENS
-        )
-
-    def _tokens(self, job: Job) -> int:
-        return 4 if job.kind == "handoff" else 4 + self.max_tokens[job.request_id]
+    def _finish(self, out: Finish) -> None:
+        name = out.request_id
+        assert name not in self.finished
+        self.finished[name] = out
+        got = self.delivered[name]
+        assert got == list(range(len(got)))
+        assert out.report.completion_tokens == len(got)
+        assert out.report.retries <= _POLICY.max_retries
+        if out.reason == common_pb2.REASON_LENGTH:
+            assert len(got) == self.max_tokens[name]
+        elif out.reason not in WELL | _EXPECTED and "no decode worker came back" not in out.detail:
+            assert out.report.retries == _POLICY.max_retries, out
+        if out.reason in (common_pb2.REASON_OVERLOADED, common_pb2.REASON_RATE_LIMITED):
+            assert out.retry_after_s is not None
+            assert out.retry_after_s > 0
+            assert not got
 
     def pick(self, data: st.DataObject) -> ScriptedWorker:
         return self.workers[data.draw(st.sampled_from(sorted(self.workers)))]
 
     @initialize(prefill=st.integers(0, 2), decode=st.integers(1, 2))
     def some_workers_are_there(self, prefill: int, decode: int) -> None:
-        for role in ["prefill"] * prefill + ["decode"] * decode:
-            self.worker_joins(role)
+        for _ in range(prefill):
+            self.worker_joins("prefill")
+        for _ in range(decode):
+            self.worker_joins("decode")
 
     @rule(role=st.sampled_from(["prefill", "decode"]))
-    def worker_joins(self, role: str) -> None:
+    def worker_joins(self, role: Role) -> None:
         if len(self.workers) < 4:
             self.names += 1
-            worker = ScriptedWorker(f"{role}-{self.names}", role)
-            self.workers[worker.worker_id] = worker
-            self.feed(WorkerJoined(worker.worker_id, "decode" if role == "decode" else "prefill"))
-            self.feed(self.credits(worker))
+            name = f"{role}-{self.names}"
+            worker = ScriptedWorker(name, role, self.max_tokens, self.written, self.feed)
+            self.workers[name] = worker
+            self.feed(WorkerJoined(name, role))
+            self.feed(worker.credits())
 
     @precondition(lambda self: self.workers)
     @rule(data=st.data())
@@ -136,18 +159,47 @@ class RouterMachine(RuleBasedStateMachine):
         del self.workers[worker.worker_id]
         self.feed(WorkerLost(worker.worker_id))
 
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data())
+    def session_is_cut(self, data: st.DataObject) -> None:
+        if data.draw(st.integers(0, 2)):
+            return
+        old = self.pick(data)
+        worker = ScriptedWorker(old.worker_id, old.role, self.max_tokens, self.written, self.feed)
+        worker.draining = old.draining
+        self.workers[old.worker_id] = worker
+        self.feed(WorkerJoined(worker.worker_id, worker.role))
+        self.feed(worker.credits())
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data(), resume=st.booleans())
+    def operator_drains(self, data: st.DataObject, resume: bool) -> None:
+        self.feed(DrainRequested(self.pick(data).worker_id, resume))
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data(), role=st.sampled_from(["prefill", "decode"]))
+    def operator_flips(self, data: st.DataObject, role: Role) -> None:
+        self.feed(FlipRequested(self.pick(data).worker_id, role))
+
     @rule(
         lengths=st.lists(st.integers(1, 5), min_size=1, max_size=4),
         rank=st.integers(0, 1),
         deadline=st.sampled_from([None, None, None, 0.02]),
+        tenant=st.sampled_from(["", "", "metered"]),
+        first_token=st.integers(0, 2),
     )
-    def requests_arrive(self, lengths: list[int], rank: int, deadline: float | None) -> None:
+    def requests_arrive(
+        self, lengths: list[int], rank: int, deadline: float | None, tenant: str, first_token: int
+    ) -> None:
         for max_tokens in lengths:
             self.names += 1
             name = f"r{self.names}"
             self.max_tokens[name] = max_tokens
             deadline_s = None if deadline is None else self.now_s + deadline
-            self.feed(RequestArrived(name, 4, max_tokens, rank, deadline_s))
+            keys = PrefixKeys.of([first_token] * PROMPT_TOKENS, 2)
+            self.feed(
+                RequestArrived(name, PROMPT_TOKENS, max_tokens, rank, deadline_s, tenant, keys)
+            )
 
     @precondition(lambda self: self.lifecycle.requests)
     @rule(data=st.data())
@@ -158,15 +210,36 @@ class RouterMachine(RuleBasedStateMachine):
         )
         self.feed(CancelRequested(name, reason))
 
-    @rule()
-    def time_passes(self) -> None:
-        self.now_s += 0.01
+    @rule(seconds=st.sampled_from([0.01, 0.01, 2.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now_s += seconds
         self.feed(Tick())
 
     @precondition(lambda self: self.workers)
     @rule(data=st.data())
-    def credits_are_sent(self, data: st.DataObject) -> None:
-        self.feed(self.credits(self.pick(data)))
+    def worker_tells_of_itself(self, data: st.DataObject) -> None:
+        worker = self.pick(data)
+        self.feed(worker.credits())
+        self.feed(
+            LoadChanged(
+                worker.worker_id,
+                running_requests=len(worker.jobs),
+                waiting_prefill_tokens=data.draw(st.integers(0, 8)),
+                prefill_tokens_per_s=data.draw(st.sampled_from([0.0, 20.0, 1000.0])),
+                step_ms=data.draw(st.sampled_from([0.0, 1.0, 20.0])),
+                step_requests=data.draw(st.integers(0, 3)),
+                link_bytes_per_s=data.draw(st.sampled_from([0.0, 10.0, 1e6])),
+                state_bytes_per_token=10.0,
+            )
+        )
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data(), token=st.integers(0, 2), reset=st.booleans())
+    def worker_caches(self, data: st.DataObject, token: int, reset: bool) -> None:
+        names = PrefixKeys.of([token] * PROMPT_TOKENS, 2).names
+        worker_id = self.pick(data).worker_id
+        states = [(names[1], names[1], 2)]
+        self.feed(CacheChanged(worker_id, 2, reset, names[1:], (), states))
 
     @precondition(lambda self: self.workers)
     @rule(data=st.data())
@@ -186,71 +259,37 @@ class RouterMachine(RuleBasedStateMachine):
     def worker_takes_a_command(self, data: st.DataObject, refuse: bool) -> None:
         busy = [w for w in self.workers.values() if w.commands]
         worker = data.draw(st.sampled_from(sorted(busy, key=lambda w: w.worker_id)))
-        if refuse and not isinstance(worker.commands[0], SendCancel):
-            command = worker.commands.pop(0)
-            reason = data.draw(
-                st.sampled_from([common_pb2.REASON_OUT_OF_CAPACITY, common_pb2.REASON_ENGINE_ERROR])
-            )
-            self.feed(Ended(worker.worker_id, command.handle, reason, "scripted"))
+        if refuse:
+            worker.refuse(data.draw(st.sampled_from(_REFUSALS)))
         else:
-            self.take_command(worker)
+            worker.take_command()
 
-    def take_command(self, worker: ScriptedWorker) -> None:
-        command = worker.commands.pop(0)
-        if isinstance(command, SendCancel):
-            if worker.jobs.pop(command.handle, None) is not None:
-                self.feed(Ended(worker.worker_id, command.handle, common_pb2.REASON_CANCELLED))
-        elif isinstance(command, SendReserve):
-            worker.jobs[command.handle] = Job(command.request_id, "reserve")
-        else:
-            kind = "local" if command.ticket is None else "handoff"
-            worker.jobs[command.handle] = Job(command.request_id, kind)
+    @precondition(lambda self: any(w.jobs for w in self.workers.values()))
+    @rule(data=st.data())
+    def worker_fails_a_request(self, data: st.DataObject) -> None:
+        if data.draw(st.integers(0, 2)):
+            return
+        busy = [w for w in self.workers.values() if w.jobs]
+        worker = data.draw(st.sampled_from(sorted(busy, key=lambda w: w.worker_id)))
+        handle = data.draw(st.sampled_from(sorted(worker.jobs)))
+        del worker.jobs[handle]
+        reason = data.draw(st.sampled_from(_REFUSALS))
+        self.feed(Ended(worker.worker_id, handle, reason, "scripted"))
 
     @precondition(lambda self: self.workers)
     @rule(order=st.randoms(use_true_random=False), steps=st.integers(1, 30))
     def workers_run(self, order: Random, steps: int) -> None:
         for _ in range(steps):
-            busy = sorted(name for name, w in self.workers.items() if w.commands or w.jobs)
+            busy = sorted(name for name, w in self.workers.items() if w.busy)
             if not busy:
                 return
             worker = self.workers[order.choice(busy)]
             if worker.commands and (not worker.jobs or order.random() < 0.5):
-                self.take_command(worker)
+                worker.take_command()
+            elif worker.jobs:
+                worker.step(order.choice(sorted(worker.jobs)), order.randint(1, 3))
             else:
-                self.step(worker, order.choice(sorted(worker.jobs)), order.randint(1, 3))
-
-    def step(self, worker: ScriptedWorker, handle: int, count: int) -> None:
-        job, name = worker.jobs[handle], worker.worker_id
-        limit = self.max_tokens[job.request_id]
-        if job.kind == "reserve" and job.stage == "new":
-            job.stage = "reserved"
-            self.feed(Reserved(name, handle, HandoffTicket(reservation=handle)))
-        elif job.kind == "reserve" and job.stage == "reserved":
-            if handle in self.written:
-                job.stage, job.sent = "decoding", 1
-                self.feed(StateArrived(name, handle))
-        elif job.kind == "handoff" and job.stage in ("new", "half"):
-            # The first token may come before or after the state is written: decode may be quicker.
-            token_first = handle % 2 == 0
-            if (job.stage == "new") == token_first:
-                self.feed(TokensArrived(name, [handle], [0], [1], [0]))
-            else:
-                self.written.add(handle)
-            job.stage = "half" if job.stage == "new" else "done"
-        elif job.kind == "handoff":
-            del worker.jobs[handle]
-            if limit == 1:
-                self.feed(Ended(name, handle, common_pb2.REASON_LENGTH))
-            else:
-                self.feed(PrefillDone(name, handle, 1.0))
-        elif job.sent < limit:
-            count = min(count, limit - job.sent)
-            ids = list(range(job.sent, job.sent + count))
-            self.feed(TokensArrived(name, [handle], [job.sent], [count], ids))
-            job.sent += count
-        else:
-            del worker.jobs[handle]
-            self.feed(Ended(name, handle, common_pb2.REASON_LENGTH))
+                worker.say_drained()
 
     @invariant()
     def every_live_request_is_listed(self) -> None:
@@ -259,10 +298,14 @@ class RouterMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Let every worker work off what it has: all ends well or is cancelled, nothing leaks."""
-        for _ in range(50):
+        for name in sorted(self.workers):
+            self.feed(DrainRequested(name, resume=True))
+        for _ in range(60):
             self.workers_run(Random(0), 30)
-            for worker in self.workers.values():
-                self.feed(self.credits(worker))
+            for worker in list(self.workers.values()):
+                self.feed(worker.credits())
+            self.now_s += 2.0
+            self.feed(Tick())
         assert not self.lifecycle.requests, "something waits for ever"
         assert not self.lifecycle.holdings.attempts
         assert all(not view.holds for view in self.lifecycle.fleet.all())
@@ -272,14 +315,14 @@ class RouterMachine(RuleBasedStateMachine):
             explanation = self.lifecycle.explain(name)
             assert explanation is not None
             assert explanation.transitions[-1].reason == finish.reason
-            if finish.reason in WELL - {common_pb2.REASON_STOP_STRING}:
-                assert len(self.delivered[name]) == self.max_tokens[name]
+            assert explanation.lines()
+        assert all(step.same for step in replay(self.log)), "a replay came out otherwise"
 
 
 TestRouterMachine = RouterMachine.TestCase
 TestRouterMachine.settings = settings(
-    max_examples=150,
-    stateful_step_count=60,
+    max_examples=80,
+    stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )

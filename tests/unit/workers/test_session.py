@@ -24,6 +24,7 @@ from workers.engine import commands
 from workers.engine.events import Credits, Ended, PrefillDone, Reserved, StateArrived, TokenRow
 from workers.engine.sampling.logprobs import Chosen
 from workers.session import ProtocolError, RouterSession, sampling_from_message
+from workers.shares import grant
 
 
 def _item(handle: int) -> WorkItem:
@@ -140,8 +141,9 @@ async def test_an_empty_command_is_refused(session: RouterSession) -> None:
 
 async def test_events_of_several_steps_are_merged_into_one_message(session: RouterSession) -> None:
     first, second = _key_of(session, _prefill(7)), _key_of(session, _reserve(8))
-    session.add_credits(Credits(4, 100, 200))
-    session.add_credits(Credits(3, 90, 200))
+    session.add_credits(grant(Credits(4, 100, 200), 1))
+    session.count_work()
+    session.add_credits(grant(Credits(3, 90, 200), 1))
     session.add(Reserved(second, HandoffTicket(reservation=9)))
     session.add_tokens(TokenRow(first, 0, (Chosen(11),)))
     session.add(StateArrived(second))
@@ -151,7 +153,7 @@ async def test_events_of_several_steps_are_merged_into_one_message(session: Rout
     session.add_tokens(TokenRow(first, 1, (Chosen(14),)))
     session.add(Ended(second, REASON_LENGTH, "done"))
     message = await session.next_message()
-    assert message.credits.request_slots == 3
+    assert (message.credits.request_slots, message.credits.work_seen) == (3, 1)
     assert list(message.tokens.handles) == [7, 8, 7]
     assert list(message.tokens.first_indexes) == [0, 1, 1]
     assert list(message.tokens.counts) == [1, 2, 1]

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from protos.tandem.v1.common_pb2 import (
+    REASON_DRAINING,
     REASON_INVALID_ARGUMENT,
     REASON_OUT_OF_CAPACITY,
     ReasonCode,
 )
-from workers.engine.commands import Cancel, Command, Prefill, Reserve, WorkItem
+from workers.engine.commands import Cancel, Command, Drain, Prefill, Renew, Reserve, WorkItem
 from workers.engine.events import (
     Credits,
     Ended,
@@ -24,6 +25,7 @@ from workers.engine.events import (
     StepEvents,
     TokenRow,
 )
+from workers.engine.load import LoadMeter
 from workers.engine.native.decoder import Decoder
 from workers.engine.native.runner import ModelRunner
 from workers.engine.native.scheduler import Scheduler
@@ -42,6 +44,8 @@ from workers.telemetry import Tracing
 
 # How often a waiting engine looks at its transfers: short against a hand-off, long against a poll.
 _TRANSFER_POLL_S = 0.0005
+# How often routers hear of a load that merely went up or down.
+_LOAD_NEWS_S = 0.1
 
 
 class NativeEngine:
@@ -78,6 +82,13 @@ class NativeEngine:
         self._arrivals = 0
         self._events = StepEvents()
         self._last_credits: Credits | None = None
+        geometry = store.geometry
+        self._load = LoadMeter(
+            (geometry.kv_block_bytes + geometry.draft_kv_block_bytes) / geometry.block_tokens,
+            geometry.conv_slot_bytes + geometry.ssm_slot_bytes + geometry.draft_hidden_bytes,
+        )
+        self._draining = False
+        self._asked_to_drain = False  # and it was not said yet that nothing is left
 
     @property
     def idle_s(self) -> float | None:
@@ -91,7 +102,11 @@ class NativeEngine:
         """How much more this engine takes now."""
         memory = self._memory
         return Credits(
-            memory.max_requests - len(self._sequences), memory.free_tokens, memory.total_tokens
+            memory.max_requests - len(self._sequences),
+            memory.free_tokens,
+            memory.total_tokens,
+            memory.max_requests,
+            self._draining,
         )
 
     @property
@@ -108,6 +123,10 @@ class NativeEngine:
                 self._accept_prefill(command)
             case Cancel(key, reason):
                 self._cancel(key, reason)
+            case Renew(key):
+                self._receiver.renew(key, self._clock_s())
+            case Drain(resume):
+                self._draining = self._asked_to_drain = not resume
 
     def step(self) -> StepEvents:
         """Advance every request once and return what happened since the last step."""
@@ -115,11 +134,20 @@ class NativeEngine:
         self._poll_sends()
         rows, draft_tokens = self._decoder.rows()
         for sequence, tokens, hit in self._scheduler.chunks(len(rows) * (draft_tokens + 1)):
+            began_s, before = self._clock_s(), sequence.context_tokens
             self._read(sequence, tokens, hit)
+            self._load.read(sequence.context_tokens - before, self._clock_s() - began_s)
         if rows:
+            began_s, made = self._clock_s(), 0
             for sequence, chosen in self._decoder.step(rows, draft_tokens):
+                made += len(chosen)
                 self._emit(sequence, chosen)
+            self._load.decoded(len(rows), made, self._clock_s() - began_s)
         self._note_credits()
+        self._note_load()
+        self._events.cache = self._memory.take_cache_changes() or None
+        if self._asked_to_drain and not self._sequences:
+            self._asked_to_drain, self._events.drained = False, True
         events, self._events = self._events, StepEvents()
         return events
 
@@ -144,11 +172,16 @@ class NativeEngine:
         if self._group is not None:
             self._group.close()
 
-    def _accept(self, item: WorkItem, prompt: tuple[int, ...]) -> Sequence | None:
+    def _accept(self, item: WorkItem, token_ids: tuple[int, ...]) -> Sequence | None:
         """Take a request in, or say why not."""
+        self._events.taken.append(item.key)
+        generated = token_ids[len(token_ids) - item.generated_tokens :]
+        prompt = token_ids[: len(token_ids) - item.generated_tokens]
         needed = len(prompt) + item.sampling.max_tokens + self._decoder.most_draft_tokens
         problem = None
-        if not prompt or item.sampling.max_tokens < 1:
+        if self._draining:
+            problem = REASON_DRAINING, "the worker takes no more work"
+        elif not prompt or item.sampling.max_tokens < max(len(generated), 1):
             problem = REASON_INVALID_ARGUMENT, "a request needs prompt tokens and room to answer"
         elif needed > self._memory.total_tokens:
             problem = (
@@ -170,6 +203,12 @@ class NativeEngine:
             return None
         self._arrivals += 1
         sampling = SamplingState(item.sampling, prompt, matcher)
+        for token_id in generated:
+            sampling.append(token_id)
+        if sampling.ended is not None:
+            # Whoever made these tokens could not say any more that they were all.
+            self._events.ended.append(Ended(item.key, sampling.ended.reason))
+            return None
         sequence = Sequence(item, Stage.WAITING, self._arrivals, sampling, prompt)
         self._sequences[item.key] = sequence
         return sequence
@@ -180,16 +219,16 @@ class NativeEngine:
         if sequence is None:
             return
         try:
-            holding = self._memory.allocate(item.key, len(sequence.prompt), leased=True)
+            holding = self._memory.allocate(item.key, sequence.unread_tokens, leased=True)
         except OutOfMemory as error:
             del self._sequences[item.key]
             self._events.ended.append(Ended(item.key, REASON_OUT_OF_CAPACITY, str(error)))
             return
         sequence.stage = Stage.RESERVED
         ticket = self._receiver.reserve(
-            item.key, holding.blocks, holding.slot, len(sequence.prompt), self._clock_s()
+            item.key, holding.blocks, holding.slot, sequence.unread_tokens, self._clock_s()
         )
-        self._events.reserved.append(Reserved(item.key, ticket))
+        self._events.reserved.append(Reserved(item.key, ticket, self._receiver.lease_s))
 
     def _accept_prefill(self, command: Prefill) -> None:
         sequence = self._accept(command.item, command.token_ids)
@@ -220,7 +259,8 @@ class NativeEngine:
             self._events.state_arrived.append(StateArrived(outcome.handle))
             sequence.context_tokens = outcome.tokens
             # Token 0 came to the client from prefill; here it only has to be fed.
-            sequence.sampling.append(outcome.first_token_id)
+            if not sequence.output:
+                sequence.sampling.append(outcome.first_token_id)
             self._begin_decoding(sequence)
 
     def _poll_sends(self) -> None:
@@ -231,6 +271,10 @@ class NativeEngine:
                 self._end(sequence, sequence.ending)
             elif isinstance(outcome, Sent):
                 outcome.report.handoff_ms = (now_s - sequence.sending_began_s) * 1000.0
+                self._load.sent(
+                    self._load.state_bytes(sequence.context_tokens),
+                    outcome.report.transfer_ms / 1000.0,
+                )
                 if sequence.span is not None:
                     sequence.span.end(
                         {
@@ -256,24 +300,24 @@ class NativeEngine:
             self._begin_span(sequence, "prefill")
         if hit is not None:
             self._runner.copy(hit.copies)
-            if not sequence.output:
+            if len(sequence.output) == sequence.item.generated_tokens:
                 sequence.cached_tokens = hit.tokens
         logits = self._runner.read(sequence, tokens)
         self._cache_prefix(sequence)
+        if sequence.unread_tokens:
+            return
         if logits is None:
-            if sequence.unread_tokens == 0:
+            if not sequence.prefill_ms:
+                self._note_prompt_read(sequence)
+            # Read anew: the tokens after the prompt are known, and the last one is to be fed.
+            if sequence.ticket is None:
                 self._begin_decoding(sequence)
+            else:
+                self._hand_off(sequence, sequence.output[-1])
             return
         (chosen,) = choose_windows(logits, [[]], [sequence.sampling])
-        sequence.prefill_ms = (self._clock_s() - sequence.prefill_started_s) * 1000.0
-        if sequence.span is not None:
-            sequence.span.end(
-                {
-                    "tandem.prompt_tokens": len(sequence.prompt),
-                    "tandem.cached_tokens": sequence.cached_tokens,
-                }
-            )
-        if sequence.ticket is None:
+        self._note_prompt_read(sequence)
+        if sequence.ticket is None or sequence.sampling.ended is not None:
             self._events.prefill_done.append(
                 PrefillDone(sequence.item.key, sequence.prefill_ms, None, sequence.cached_tokens)
             )
@@ -284,6 +328,17 @@ class NativeEngine:
             self._hand_off(sequence, chosen[0].token_id)
         else:
             self._begin_decoding(sequence)
+
+    def _note_prompt_read(self, sequence: Sequence) -> None:
+        assert sequence.prefill_started_s is not None
+        sequence.prefill_ms = (self._clock_s() - sequence.prefill_started_s) * 1000.0
+        if sequence.span is not None:
+            sequence.span.end(
+                {
+                    "tandem.prompt_tokens": len(sequence.prompt),
+                    "tandem.cached_tokens": sequence.cached_tokens,
+                }
+            )
 
     def _cache_prefix(self, sequence: Sequence) -> None:
         """Keep the state at chunk boundaries and at the end of the prompt for later requests."""
@@ -344,6 +399,23 @@ class NativeEngine:
         item = sequence.item
         sequence.span = self._tracing.begin(
             name, item.traceparent, {"tandem.request_id": item.request_id}
+        )
+
+    def _note_load(self) -> None:
+        sequences = self._sequences.values()
+        sending = [sequence for sequence in sequences if sequence.stage is Stage.SENDING]
+        reading = (Stage.WAITING, Stage.PREFILLING)
+        self._events.load = self._load.news(
+            self._clock_s(),
+            _LOAD_NEWS_S,
+            running_requests=len(sequences),
+            decoding_requests=self._scheduler.decoding,
+            waiting_prefill_tokens=sum(
+                sequence.unread_tokens for sequence in sequences if sequence.stage in reading
+            ),
+            link_bytes_in_flight=sum(
+                self._load.state_bytes(sequence.context_tokens) for sequence in sending
+            ),
         )
 
     def _note_credits(self) -> None:

@@ -1,0 +1,185 @@
+"""What workers say of attempts: reservations, tokens, hand-offs, ends."""
+
+from __future__ import annotations
+
+from protos.tandem.v1 import common_pb2
+from router.core.book import Book
+from router.core.events import Ended, PrefillDone, Reserved, StateArrived, TokensArrived
+from router.core.instructions import Deliver, SendPrefill
+from router.core.reasons import WELL, Reason
+from router.core.request import Attempt, Cause, Request, State
+from router.core.tokens import Chunk, TokenGapError
+
+
+class Attempts:
+    """Moves requests along as workers report progress."""
+
+    def __init__(self, book: Book) -> None:
+        self._book = book
+
+    def on_reserved(self, event: Reserved) -> None:
+        """Decode has memory: prefill may begin."""
+        book = self._book
+        attempt = self._progressing(event.worker_id, event.handle)
+        if attempt is None or attempt.request.state is not State.RESERVED:
+            return
+        request = attempt.request
+        request.reserved_s = book.now_s
+        side = book.holdings.send_prefill(attempt)
+        book.renewals.add(attempt, event.lease_s, book.now_s)
+        request.move(book.now_s, State.PREFILLING, Cause.TICKET)
+        generated = tuple(request.tokens.token_ids)
+        book.out.append(
+            SendPrefill(side.worker_id, event.handle, request.request_id, event.ticket, generated)
+        )
+
+    def on_prefill_done(self, event: PrefillDone) -> None:
+        """A prompt was read; where the state was sent, prefill has said all it has to say."""
+        book = self._book
+        found = book.holdings.find(event.worker_id, event.handle)
+        if found is None:
+            return  # late, and the worker holds nothing for it any more
+        attempt, side = found
+        book.holdings.prompt_read(attempt)
+        sent = side is attempt.prefill and event.handoff is not None
+        if sent:
+            self._note_link_speed(attempt, event)
+            book.holdings.close(attempt, side)
+        if not attempt.counts:
+            return
+        request = attempt.request
+        request.prefill_ms = event.prefill_ms
+        request.cached_tokens = event.cached_tokens
+        if not sent:
+            return  # its end follows, or it decodes the answer itself
+        request.handoff = event.handoff
+        book.praise(event.worker_id)
+        if request.state is State.PREFILLING:
+            request.move(book.now_s, State.HANDING_OFF, Cause.PREFILL_DONE)
+        detail = f"worker {event.worker_id} read the prompt but sent no first token"
+        self._after_prefill(attempt, event.worker_id, common_pb2.REASON_ENGINE_ERROR, detail)
+
+    def on_state_arrived(self, event: StateArrived) -> None:
+        """Decode has accepted the state."""
+        book = self._book
+        attempt = self._progressing(event.worker_id, event.handle)
+        if attempt is None:
+            return
+        attempt.state_arrived = True
+        book.holdings.state_moved(attempt)
+        if attempt.request.state in (State.PREFILLING, State.HANDING_OFF):
+            attempt.request.move(book.now_s, State.DECODING, Cause.STATE_ARRIVED)
+
+    def on_tokens(self, event: TokensArrived) -> None:
+        """New tokens of many requests."""
+        book = self._book
+        attempts, worker_id = book.holdings.attempts, event.worker_id
+        token_ids, logprobs = event.token_ids, event.logprobs
+        start = 0
+        rows = zip(event.handles, event.first_indexes, event.counts, strict=True)
+        for handle, first, count in rows:
+            end = start + count
+            attempt = attempts.get(handle)
+            if attempt is None or attempt.side_of(worker_id) is None:
+                book.out.extend(book.holdings.cancel_stray(worker_id, handle))
+            elif attempt.counts:
+                chunk = Chunk(first, token_ids[start:end], logprobs[start:end])
+                self._take(attempt, worker_id, chunk)
+            start = end
+
+    def on_ended(self, event: Ended) -> None:
+        """A worker holds nothing for an attempt any more."""
+        book = self._book
+        found = book.holdings.find(event.worker_id, event.handle)
+        if found is None:
+            return
+        attempt, side = found
+        view = book.fleet.get(event.worker_id)
+        assert view is not None
+        # With nothing else of ours on a worker, no room comes free there by waiting.
+        room_will_come = len(view.holds) > 1
+        book.holdings.close(attempt, side)
+        if not attempt.counts:
+            return
+        request, reason = attempt.request, event.reason
+        request.speculation = event.speculation or request.speculation
+        if reason not in WELL:
+            full = reason == common_pb2.REASON_OUT_OF_CAPACITY and room_will_come
+            refused = full or reason == common_pb2.REASON_DRAINING
+            if refused:
+                view.refused = True
+                book.fleet.refresh(view)
+            book.fail(attempt, event.worker_id, reason, event.detail, counts=not refused)
+            return
+        book.praise(event.worker_id)
+        request.ending = (reason, event.detail)
+        # Of prefill this means that its first token was the last one; of decode, that the report
+        # of prefill may still be under way.
+        detail = f"worker {event.worker_id} ended the request without a token"
+        prefill = attempt.prefill
+        if side is not attempt.decode or prefill is None or prefill.closed or not prefill.sent:
+            self._after_prefill(attempt, event.worker_id, common_pb2.REASON_ENGINE_ERROR, detail)
+
+    def lost(self, attempt: Attempt, worker_id: str, detail: str) -> None:
+        """A worker that had a part in an attempt is gone."""
+        if not attempt.counts:
+            return
+        request, reason = attempt.request, common_pb2.REASON_WORKER_LOST
+        needed = attempt.decode.closed or request.state in (State.RESERVED, State.PREFILLING)
+        if needed and request.ending is None:
+            self._book.fail(attempt, worker_id, reason, detail)
+        else:
+            self._after_prefill(attempt, worker_id, reason, detail)
+
+    def _after_prefill(self, attempt: Attempt, worker_id: str, reason: Reason, detail: str) -> None:
+        """Prefill says nothing more: go on if its token is there, else it failed for this reason.
+
+        An attempt that went on from tokens of an earlier one needs none from prefill.
+        """
+        request = attempt.request
+        if request.tokens.delivered == 0:
+            self._book.fail(attempt, worker_id, reason, detail)
+        elif request.ending is not None:
+            self._book.end(request, *request.ending)
+
+    def _take(self, attempt: Attempt, worker_id: str, chunk: Chunk) -> None:
+        book, request = self._book, attempt.request
+        if request.state is not State.DECODING and worker_id == attempt.decode.worker_id:
+            self._decodes(attempt, request)
+        try:
+            for first, token_ids, logprobs in request.tokens.take(chunk):
+                if first == 0:
+                    request.first_token_s = book.now_s
+                    book.holdings.prompt_read(attempt)
+                    book.praise(worker_id)
+                request.last_token_s = book.now_s
+                book.out.append(Deliver(request.request_id, first, token_ids, logprobs))
+        except TokenGapError as error:
+            detail = f"worker {worker_id} sent {error}"
+            book.fail(attempt, worker_id, common_pb2.REASON_ENGINE_ERROR, detail)
+
+    def _decodes(self, attempt: Attempt, request: Request) -> None:
+        book = self._book
+        request.move(book.now_s, State.DECODING, Cause.DECODE_TOKENS)
+        attempt.state_arrived = True
+        book.holdings.state_moved(attempt)
+        book.holdings.prompt_read(attempt)
+        book.praise(attempt.decode.worker_id)
+
+    def _note_link_speed(self, attempt: Attempt, event: PrefillDone) -> None:
+        handoff = event.handoff
+        if handoff is None or handoff.transfer_ms <= 0.0:
+            return
+        sent_bytes = handoff.kv_bytes + handoff.mamba_bytes + handoff.mtp_bytes
+        for side in attempt.sides:
+            view = self._book.fleet.get(side.worker_id)
+            if view is not None:
+                view.link.add(sent_bytes, handoff.transfer_ms / 1e3)
+
+    def _progressing(self, worker_id: str, handle: int) -> Attempt | None:
+        """The attempt that a worker reports progress on; one that nobody wants is cancelled."""
+        found = self._book.holdings.find(worker_id, handle)
+        if found is None:
+            self._book.out.extend(self._book.holdings.cancel_stray(worker_id, handle))
+            return None
+        return found[0] if found[0].counts else None
