@@ -62,6 +62,7 @@ class NativeEngine:
         receiver: HandoffReceiver,
         grammars: GrammarCompiler,
         tracing: Tracing,
+        load: LoadMeter,
         clock_s: Callable[[], float],
         checkpoint_tokens: int,
         group: RankGroup | None = None,
@@ -82,11 +83,7 @@ class NativeEngine:
         self._arrivals = 0
         self._events = StepEvents()
         self._last_credits: Credits | None = None
-        geometry = store.geometry
-        self._load = LoadMeter(
-            (geometry.kv_block_bytes + geometry.draft_kv_block_bytes) / geometry.block_tokens,
-            geometry.conv_slot_bytes + geometry.ssm_slot_bytes + geometry.draft_hidden_bytes,
-        )
+        self._load = load
         self._draining = False
         self._asked_to_drain = False  # and it was not said yet that nothing is left
 

@@ -10,10 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workers.config import WorkerConfig
+from workers.engine.load import LoadMeter
 from workers.engine.native.decoder import Decoder
 from workers.engine.native.draft_length import MOST_DRAFT_TOKENS, DraftLength
 from workers.engine.native.engine import NativeEngine
-from workers.engine.native.part import UnbuiltLayout, block_tokens_of_group, blocks, load_part
+from workers.engine.native.part import (
+    DTYPES,
+    UnbuiltLayout,
+    block_tokens_of_group,
+    blocks,
+    load_part,
+)
 from workers.engine.native.passes import ModelPasses
 from workers.engine.native.runner import ModelRunner
 from workers.engine.native.scheduler import Scheduler
@@ -26,6 +33,7 @@ from workers.model.config import ModelConfig
 from workers.parallel.group import RankGroup
 from workers.parallel.rules import check_layout
 from workers.state.fingerprint import model_fingerprint
+from workers.state.geometry import StateGeometry
 from workers.state.memory import StateMemory
 from workers.telemetry import Tracing
 
@@ -124,6 +132,7 @@ def _engine(
         ),
         grammars=GrammarCompiler(path / "tokenizer.json"),
         tracing=tracing,
+        load=_load_meter(config, model, most),
         clock_s=time.monotonic,
         checkpoint_tokens=config.checkpoint_tokens,
         group=group,
@@ -133,6 +142,20 @@ def _engine(
         model_fingerprint=version.fingerprint,
         max_model_tokens=min(model.max_position_embeddings, memory.total_tokens - most),
         vocab_size=model.vocab_size,
+    )
+
+
+def _load_meter(config: WorkerConfig, model: ModelConfig, draft_tokens: int) -> LoadMeter:
+    """Counts hand-offs with the state of the whole model, however many ranks share it."""
+    whole = StateGeometry.from_config(
+        model,
+        block_tokens=config.block_tokens,
+        dtype=DTYPES[config.dtype],
+        max_draft_tokens=draft_tokens,
+    )
+    return LoadMeter(
+        (whole.kv_block_bytes + whole.draft_kv_block_bytes) / whole.block_tokens,
+        whole.conv_slot_bytes + whole.ssm_slot_bytes + whole.draft_hidden_bytes,
     )
 
 

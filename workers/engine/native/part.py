@@ -22,7 +22,7 @@ from workers.model.ranks import Ranks
 from workers.state.geometry import StateGeometry
 from workers.state.store import StateStore
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class UnbuiltLayout(ValueError):
@@ -87,7 +87,7 @@ def load_part(
         calls.enable()  # before weights are laid out for them
     else:
         calls.disable()
-    path, dtype = Path(config.model_path), _DTYPES[config.dtype]
+    path, dtype = Path(config.model_path), DTYPES[config.dtype]
     if ranks is None:
         model = load_model(path, dtype, device, progress=progress)
     else:
