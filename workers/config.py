@@ -6,10 +6,12 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
+from workers.engine.simulated.times import LinearTimes
 from workers.registry import Role
 from workers.telemetry import TraceConfig
 
 Dtype = Literal["float32", "bfloat16"]
+Engine = Literal["native", "vllm", "simulated"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,7 @@ class WorkerConfig:
     role: Role
     model_path: str
     model_name: str
+    engine: Engine = "native"
     dtype: Dtype = "float32"
     device: str = "cpu"
     host: str = "127.0.0.1"
@@ -42,6 +45,7 @@ class WorkerConfig:
     ep: int = 1
     tpf: int = 1
     draft_tokens: int | Literal["auto"] = "auto"
+    simulated: LinearTimes = LinearTimes()  # noqa: RUF009 - frozen
     trace: TraceConfig = field(default_factory=TraceConfig)
 
     @property
@@ -59,6 +63,10 @@ class WorkerConfig:
         """Parse what `to_json` wrote; raises ValueError when it is something else."""
         try:
             fields = json.loads(text)
-            return cls(**{**fields, "trace": TraceConfig(**fields.get("trace", {}))})
+            nested = {
+                "simulated": LinearTimes(**fields.get("simulated", {})),
+                "trace": TraceConfig(**fields.get("trace", {})),
+            }
+            return cls(**{**fields, **nested})
         except (TypeError, AttributeError) as error:
             raise ValueError(f"not a worker config: {error}") from error

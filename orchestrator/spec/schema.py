@@ -236,3 +236,13 @@ class ClusterSpec(Section):
     autoscaling: AutoscalingSpec = Field(default_factory=AutoscalingSpec)
     telemetry: TelemetrySpec = Field(default_factory=TelemetrySpec)
     security: SecuritySpec = Field(default_factory=SecuritySpec)
+
+    @model_validator(mode="after")
+    def _simulated_together(self) -> ClusterSpec:
+        engines = {self.prefill.engine, self.decode.engine}
+        if "simulated" in engines and len(engines) > 1:
+            raise ValueError(
+                f"prefill.engine {self.prefill.engine} cannot hand state to decode.engine "
+                f"{self.decode.engine}: a simulated engine has none; set both to simulated"
+            )
+        return self

@@ -38,8 +38,8 @@ def refuse_unbuilt(spec: ClusterSpec, flags: Mapping[str, str] | None = None) ->
         if ranks != 1:
             refuse(f"decode.layout.{field}", ranks, one_rank, 1)
     for role, engine in (("prefill", spec.prefill.engine), ("decode", spec.decode.engine)):
-        if engine != "native":
-            refuse(f"{role}.engine", engine, "only the native engine is", "native")
+        if engine == "vllm":
+            refuse(f"{role}.engine", engine, "the native and the simulated engine are", "native")
     for role, gpus in (
         ("prefill", spec.prefill.resources.gpu),
         ("decode", spec.decode.resources.gpu),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from protos.tandem.v1.common_pb2 import ReasonCode
 from protos.tandem.v1.handoff_pb2 import HandoffTicket
 from protos.tandem.v1.inference_pb2 import HandoffReport, SpeculationReport
-from workers.engine.sampling.logprobs import Chosen
+from workers.engine.chosen import Chosen
 
 
 @dataclass(frozen=True, slots=True)

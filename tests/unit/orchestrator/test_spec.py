@@ -166,7 +166,7 @@ def test_a_fault_in_a_flag_names_the_flag() -> None:
     [
         ("prefill.layout.tp", 2, "prefill.layout.tp: 2 is not built yet"),
         ("prefill.engine", "vllm", "set prefill.engine: native"),
-        ("decode.engine", "simulated", "set decode.engine: native"),
+        ("decode.engine", "vllm", "set decode.engine: native"),
         ("decode.resources.gpu", 2, "set decode.resources.gpu: 1"),
         ("autoscaling.mode", "advisory", 'set autoscaling.mode: "off"'),
         ("router.processes", 2, "set router.processes: 1"),
@@ -182,6 +182,13 @@ def test_what_is_not_built_is_refused_with_what_to_set_instead(
         refuse_unbuilt(spec)
     (problem,) = caught.value.problems
     assert says in problem
+
+
+def test_simulated_workers_only_hand_over_to_simulated_ones() -> None:
+    both = {"prefill.engine": "simulated", "decode.engine": "simulated"}
+    refuse_unbuilt(load_spec(None, both))
+    with pytest.raises(SpecError, match="set both to simulated"):
+        load_spec(None, {"decode.engine": "simulated"})
 
 
 def test_what_is_not_built_is_named_by_its_flag_where_a_flag_set_it() -> None:
