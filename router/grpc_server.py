@@ -9,8 +9,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from protos.tandem.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
+from router.access import Access, grpc_credentials
+from router.admin_service import AdminService
+from router.config import RouterConfig
 from router.dispatcher import Dispatcher
-from router.grpc_services import AdminService, InferenceService
+from router.grpc_services import InferenceService
 
 _INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
@@ -19,22 +22,26 @@ _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
 class GrpcServer:
     """Serves the router's gRPC services at one address."""
 
-    def __init__(self, dispatcher: Dispatcher, max_message_bytes: int) -> None:
+    def __init__(self, dispatcher: Dispatcher, config: RouterConfig) -> None:
+        """Raises OSError for TLS files that cannot be read."""
         self._dispatcher = dispatcher
+        self._credentials = None if config.tls is None else grpc_credentials(config.tls)
+        access = Access(config.api_keys)
+        max_message_bytes = config.max_message_bytes
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._publishing: set[asyncio.Task[None]] = set()
         self._server = grpc.aio.server(
             options=(
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", max_message_bytes),
-                # Two routers on one port must be an error, not a lottery.
-                ("grpc.so_reuseport", 0),
+                # Two routers on one port are an error, unless they were told of each other.
+                ("grpc.so_reuseport", int(config.shares_ports)),
             )
         )
         inference_pb2_grpc.add_InferenceServicer_to_server(
-            InferenceService(dispatcher), self._server
+            InferenceService(dispatcher, access), self._server
         )
-        admin_pb2_grpc.add_AdminServicer_to_server(AdminService(dispatcher), self._server)
+        admin_pb2_grpc.add_AdminServicer_to_server(AdminService(dispatcher, access), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
             (_INFERENCE, _ADMIN, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
@@ -44,7 +51,10 @@ class GrpcServer:
         """Listen; returns the address with the port that was bound. Raises OSError."""
         host = address.rpartition(":")[0]
         try:
-            port = self._server.add_insecure_port(address)
+            if self._credentials is None:
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, self._credentials)
         except RuntimeError as error:
             raise OSError(
                 f"grpc: cannot listen on {address}; is the port in use? Choose another, or 0"
