@@ -21,6 +21,9 @@ from router.errors import RequestError
 _SCHEME = "bearer "
 
 
+_LOCAL_PEER = "unix:"  # of the router's own socket; nothing else of it listens on one
+
+
 class Access:
     """Tells tenants by their keys."""
 
@@ -28,9 +31,12 @@ class Access:
         """None lets everybody in, as the tenant without a name."""
         self._tenants = None if keys is None else [(key.sha256, key.tenant) for key in keys]
 
-    def tenant(self, authorization: str | None) -> str:
-        """The tenant of an `Authorization: Bearer KEY`; raises RequestError without a known key."""
-        if self._tenants is None:
+    def tenant(self, authorization: str | None, peer: str = "") -> str:
+        """The tenant of an `Authorization: Bearer KEY`; raises RequestError without a known key.
+
+        `peer`, as gRPC names it, may be the local socket, which needs none.
+        """
+        if self._tenants is None or peer.startswith(_LOCAL_PEER):
             return ""
         if not authorization or not authorization.lower().startswith(_SCHEME):
             raise RequestError(

@@ -27,7 +27,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         context: Context[admin_pb2.GetStatusRequest, admin_pb2.GetStatusResponse],
     ) -> admin_pb2.GetStatusResponse:
         async with telling(context):
-            self._access.tenant(texts_of(context).get("authorization"))
+            self._access.tenant(texts_of(context).get("authorization"), context.peer())
             return status_message(await self._dispatcher.status())
 
     # A coroutine and no generator, as Inference.Generate is one.
@@ -37,7 +37,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         context: Context[admin_pb2.WatchRequest, admin_pb2.GetStatusResponse],
     ) -> None:
         async with telling(context):
-            self._access.tenant(texts_of(context).get("authorization"))
+            self._access.tenant(texts_of(context).get("authorization"), context.peer())
             period_ms = max(_LEAST_WATCH_MS, request.period_ms or _WATCH_MS)
             while True:
                 await context.write(status_message(await self._dispatcher.status()))
@@ -49,7 +49,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         context: Context[admin_pb2.ExplainRequest, admin_pb2.ExplainResponse],
     ) -> admin_pb2.ExplainResponse:
         async with telling(context):
-            self._access.tenant(texts_of(context).get("authorization"))
+            self._access.tenant(texts_of(context).get("authorization"), context.peer())
             explanation = self._dispatcher.explain(request.request_id)
             if explanation is None:
                 raise RequestError(

@@ -64,6 +64,7 @@ class RouterConfig:
     replay_window_s: float = 60.0  # how long a retry under the same id gets the same answer
     replay_tokens: int = 1_000_000  # kept for that; the oldest answers go first
     shares_ports: bool = False
+    local_socket: str | None = None  # path of a Unix socket for gRPC without keys or certificates
     tls: TlsFiles | None = None
     api_keys: tuple[ApiKey, ...] | None = None
     trace: TraceConfig = TraceConfig()  # noqa: RUF009 - frozen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -26,6 +27,7 @@ class GrpcServer:
         """Raises OSError for TLS files that cannot be read."""
         self._dispatcher = dispatcher
         self._credentials = None if config.tls is None else grpc_credentials(config.tls)
+        self._local_socket = config.local_socket
         access = Access(config.api_keys)
         max_message_bytes = config.max_message_bytes
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
@@ -41,7 +43,9 @@ class GrpcServer:
         inference_pb2_grpc.add_InferenceServicer_to_server(
             InferenceService(dispatcher, access), self._server
         )
-        admin_pb2_grpc.add_AdminServicer_to_server(AdminService(dispatcher, access), self._server)
+        # Calls that it lacks are answered UNIMPLEMENTED by its base class.
+        admin = AdminService(dispatcher, access)  # type: ignore[abstract]
+        admin_pb2_grpc.add_AdminServicer_to_server(admin, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
             (_INFERENCE, _ADMIN, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
@@ -59,6 +63,10 @@ class GrpcServer:
             raise OSError(
                 f"grpc: cannot listen on {address}; is the port in use? Choose another, or 0"
             ) from error
+        if self._local_socket is not None:
+            # Who may come in there, the permissions of its folder say.
+            await asyncio.to_thread(Path(self._local_socket).unlink, missing_ok=True)
+            self._server.add_insecure_port(f"unix:{self._local_socket}")
         await self._publish_health()
         self._dispatcher.on_ready_change(self._readiness_changed)
         await self._server.start()

@@ -68,7 +68,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     ) -> None:
         async with telling(context):
             metadata = texts_of(context)
-            tenant = self._access.tenant(metadata.get("authorization"))
+            tenant = self._access.tenant(metadata.get("authorization"), context.peer())
             client = client_request(request, metadata.get("traceparent", ""), tenant)
             with_top = bool(client.top_logprobs)
             answer = self._dispatcher.begin(await self._dispatcher.prepare(client))
@@ -88,7 +88,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         context: Context[inference_pb2.CancelRequest, inference_pb2.CancelResponse],
     ) -> inference_pb2.CancelResponse:
         async with telling(context):
-            self._access.tenant(texts_of(context).get("authorization"))
+            self._access.tenant(texts_of(context).get("authorization"), context.peer())
             return inference_pb2.CancelResponse(found=self._dispatcher.cancel(request.request_id))
 
     async def GetModel(  # noqa: N802
@@ -97,7 +97,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         context: Context[inference_pb2.GetModelRequest, inference_pb2.GetModelResponse],
     ) -> inference_pb2.GetModelResponse:
         async with telling(context):
-            self._access.tenant(texts_of(context).get("authorization"))
+            self._access.tenant(texts_of(context).get("authorization"), context.peer())
             model = self._dispatcher.model
             check_model(request.model, model)
             return inference_pb2.GetModelResponse(

@@ -15,6 +15,7 @@ from orchestrator.spec.schema import (
     RouterSpec,
     SecuritySpec,
     TelemetrySpec,
+    TlsSpec,
     WorkerRange,
 )
 from orchestrator.spec.unbuilt import refuse_unbuilt
@@ -33,6 +34,7 @@ __all__ = [
     "SecuritySpec",
     "SpecError",
     "TelemetrySpec",
+    "TlsSpec",
     "WorkerRange",
     "dump_spec",
     "load_spec",

@@ -48,11 +48,5 @@ def refuse_unbuilt(spec: ClusterSpec, flags: Mapping[str, str] | None = None) ->
             refuse(f"{role}.resources.gpu", gpus, one_rank, 1)
     if spec.autoscaling.mode != "off":
         refuse("autoscaling.mode", spec.autoscaling.mode, "pools stay at workers.min", '"off"')
-    if spec.router.processes != 1:
-        refuse("router.processes", spec.router.processes, "one router process is", 1)
-    if spec.security.tls is not None:
-        refuse("security.tls", "set", "connections are plain", "null")
-    if spec.security.api_keys is not None:
-        refuse("security.api_keys", "set", "every client is served", "null")
     if problems:
         raise SpecError(problems)

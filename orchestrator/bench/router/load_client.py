@@ -53,7 +53,7 @@ class LoadClient:
 
     async def close(self) -> None:
         for channel in self._channels:
-            await channel.close()
+            await channel.close(None)
 
     def _request(self, prompt_tokens: int, output_tokens: int) -> inference_pb2.GenerateRequest:
         self._number += 1
@@ -97,9 +97,7 @@ class LoadClient:
             self._checked += 1
             sampling = Sampling(output_tokens)
             prompt = list(request.token_ids.ids)
-            self._wrong += ids != expected_answer(
-                prompt, sampling, self._vocab_size, output_tokens
-            )
+            self._wrong += ids != expected_answer(prompt, sampling, self._vocab_size, output_tokens)
 
     async def load(self, load: Load) -> Sample:
         """Run a load; says `Window` on the way."""
