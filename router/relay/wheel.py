@@ -20,7 +20,8 @@ TICK_S = 0.002
 
 def slots_per_tick(hold_s: float) -> int:
     """How many slots to let out with each tick so that no token waits longer than `hold_s`."""
-    return min(SLOTS, math.ceil(SLOTS * TICK_S / hold_s - 1e-9)) if hold_s > TICK_S else SLOTS
+    ticks = max(1, int(hold_s / TICK_S + 1e-9))
+    return math.ceil(SLOTS / ticks)
 
 
 @dataclass(slots=True)
