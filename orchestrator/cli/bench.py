@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.cli.bench_router import router_command
 from orchestrator.cli.failures import reported
 from orchestrator.cli.terminal import note, print_json
 
@@ -96,3 +97,4 @@ def _progress() -> Iterator[Callable[[str], None]]:
 
 
 bench.command()(reported(engine))
+bench.command(name="router")(reported(router_command(_progress)))

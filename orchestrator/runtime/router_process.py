@@ -130,6 +130,11 @@ class Routers:
                     report(f"connecting {router.child.name}: {connected} of {workers} workers")
                     time.sleep(_POLL_S)
 
+    @property
+    def pids(self) -> list[int]:
+        """Of the routers, in order."""
+        return [router.child.pid for router in self._routers]
+
     def tend(self) -> None:
         """Start one of several again if it has ended; raise UserError if the only one has."""
         for number, router in enumerate(self._routers):

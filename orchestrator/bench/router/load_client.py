@@ -163,8 +163,9 @@ class LoadClient:
             call = self._stubs[number % _CHANNELS].Generate(
                 self._request(hold.prompt_tokens, hold.output_tokens)
             )
-            await call.initial_metadata() if number % 1000 == 999 else None
             calls.append(call)
+        for call in calls:
+            await call.read()
         _say(Window())
         await until.wait()
         for call in calls:
