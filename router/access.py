@@ -12,8 +12,6 @@ import ssl
 from collections.abc import Sequence
 from pathlib import Path
 
-import grpc
-
 from protos.tandem.v1 import common_pb2
 from router.config import ApiKey, TlsFiles
 from router.errors import RequestError
@@ -60,16 +58,8 @@ def _read(path: str) -> bytes:
         raise OSError(f"security.tls: cannot read {path}: {error.strerror}") from error
 
 
-def grpc_credentials(tls: TlsFiles) -> grpc.ServerCredentials:
-    """TLS for the gRPC server. Raises OSError for a file that cannot be read."""
-    pair = (_read(tls.key), _read(tls.cert))
-    if tls.client_ca is None:
-        return grpc.ssl_server_credentials([pair])
-    return grpc.ssl_server_credentials([pair], _read(tls.client_ca), require_client_auth=True)
-
-
 def ssl_context(tls: TlsFiles) -> ssl.SSLContext:
-    """TLS for the HTTP server. Raises OSError for files that cannot be read or used."""
+    """TLS for a server. Raises OSError for files that cannot be read or used."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     for path in (tls.cert, tls.key):
