@@ -26,9 +26,28 @@ class PriorityClass:
 
 
 @dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files. With `client_ca`, only clients with a certificate that it signed are served."""
+
+    cert: str
+    key: str
+    client_ca: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A client's key as its digest, so that no configuration holds the key itself."""
+
+    tenant: str
+    sha256: str  # of the key's UTF-8, in hexadecimal
+
+
+@dataclass(frozen=True, slots=True)
 class RouterConfig:
     """`classes` come strictest first. Workers are read from the directory at `store_url`; without
-    one they are exactly `workers`. Port 0 asks for any free port."""
+    one they are exactly `workers`. Port 0 asks for any free port. With `shares_ports` other routers
+    listen at the same addresses, and the kernel deals connections out among them. With `api_keys`
+    a client must have one of them; None asks for none."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -46,6 +65,12 @@ class RouterConfig:
     max_retries: int = 3  # attempts of one request that may fail before it does
     orphan_grace_s: float = 120.0  # how long accepted requests wait for a new decode worker
     event_log: str | None = None  # a file to record the core's events in, for router.replay
+    replay_window_s: float = 60.0  # how long a retry under the same id gets the same answer
+    replay_tokens: int = 1_000_000  # kept for that; the oldest answers go first
+    shares_ports: bool = False
+    local_socket: str | None = None  # path of a Unix socket for gRPC without keys or certificates
+    tls: TlsFiles | None = None
+    api_keys: tuple[ApiKey, ...] | None = None
     trace: TraceConfig = TraceConfig()  # noqa: RUF009 - frozen
 
     def to_json(self) -> str:

@@ -19,6 +19,7 @@ from typing import Self, TextIO
 from redis.exceptions import RedisError
 
 from protos.tandem.v1 import common_pb2
+from router.answer import Answer
 from router.config import RouterConfig
 from router.core.event_log import event_line, header_line
 from router.core.events import (
@@ -30,6 +31,8 @@ from router.core.events import (
     Role,
     ShutDown,
     Tick,
+    WorkerJoined,
+    WorkerLost,
 )
 from router.core.explain import Explanation
 from router.core.instructions import (
@@ -47,12 +50,15 @@ from router.core.lifecycle import Lifecycle
 from router.core.matching import MatchReport
 from router.core.policy import ClassPolicy, Policy
 from router.core.prefixes import PrefixKeys
-from router.core.reasons import reason_name
+from router.core.reasons import WELL, reason_name
 from router.errors import RequestError
 from router.membership import Membership
 from router.outbox import Outbox
+from router.relay.intake import Intake
+from router.replays import Replays, content_of
 from router.report import record_waits
 from router.requests import ClientRequest, Delta, Finished, GenerationRequest
+from router.router_metrics import RouterMetrics
 from router.status import RouterStatus, WorkerState
 from router.text.text_model import (
     load_generation_defaults,
@@ -70,8 +76,10 @@ class _Running:
     """A request whose end has not been said yet."""
 
     request: GenerationRequest
+    content: bytes  # what it asks for, where it is repeatable
     outbox: Outbox
     span: OpenSpan
+    readers: int = 0
 
 
 class Dispatcher:
@@ -85,8 +93,8 @@ class Dispatcher:
         await dispatcher.stop()
 
     `generate` ends with exactly one Finished, whose reason says whether the request ended well;
-    it raises RequestError only for a request id that is already running. A consumer that leaves
-    early must close the generator (contextlib.aclosing), which cancels the request.
+    it raises RequestError only for the id of another request that is running. A consumer that
+    leaves early must close the generator (contextlib.aclosing), which cancels the request.
     """
 
     def __init__(
@@ -109,7 +117,10 @@ class Dispatcher:
             self._event_log = Path(config.event_log).open("w", encoding="utf-8")  # noqa: SIM115
             print(header_line(policy, first_handle), file=self._event_log)
         router_id = f"router-{secrets.token_hex(4)}"
-        self._members = Membership(config.model_name, router_id, self._feed)
+        self.metrics = RouterMetrics()
+        self._replays = Replays(config.replay_window_s, config.replay_tokens)
+        self._intake = Intake(self._feed, self.metrics)
+        self._members = Membership(config.model_name, router_id, self._intake.take)
         self._directory: WorkerDirectory | None = None
         self._following: asyncio.Task[None] | None = None
         self._running: dict[str, _Running] = {}
@@ -120,6 +131,7 @@ class Dispatcher:
         self._epoch_ns = 0
         self._was_ready = False
         self._ready_listeners: list[Callable[[], None]] = []
+        self._change_waiters: list[asyncio.Future[None]] = []
 
     async def start(self, connect_timeout_s: float = 30.0) -> Self:
         """Open the sessions. With a fixed list of workers all of them must answer in time, else
@@ -146,6 +158,7 @@ class Dispatcher:
             self._following.cancel()
             await asyncio.wait([self._following])
         await self._members.close()
+        self._intake.close()
         if self._directory is not None:
             await self._directory.close()
         if self._event_log is not None:
@@ -172,22 +185,67 @@ class Dispatcher:
         """Have `listener` called, from the event loop, whenever `ready` changes."""
         self._ready_listeners.append(listener)
 
+    async def workers_changed(self, timeout_s: float) -> None:
+        """Wait until a worker comes or goes, or until the time is over."""
+        change = asyncio.get_running_loop().create_future()
+        self._change_waiters.append(change)
+        try:
+            await asyncio.wait([change], timeout=timeout_s)
+        finally:
+            self._change_waiters.remove(change)
+
     async def prepare(self, client: ClientRequest) -> GenerationRequest:
         """Check and complete what a client asked for; raises RequestError."""
         return await validate(client, self.model, self._config.classes)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Finished, None]:
         """Run a request; begins with the first iteration, ends with Finished."""
-        running = self._admit(request)
+        answer = self.begin(request)
         try:
             while True:
-                item = await running.outbox.next()
+                item = await answer.next()
                 yield item
+                answer.sent()
                 if isinstance(item, Finished):
                     return
         finally:
-            if self._running.get(request.request_id) is running:
-                self._feed(CancelRequested(request.request_id, common_pb2.REASON_CLIENT_GONE))
+            answer.leave()
+
+    def begin(self, request: GenerationRequest) -> Answer:
+        """Run a request, or join one that was sent before under the same id of the client's.
+
+        Raises RequestError for an id that stands for another request. The answer must be left.
+        """
+        request_id = request.request_id
+        running = self._running.get(request_id)
+        content = content_of(request) if request.repeatable else b""
+        if running is None and content:
+            found = self._replays.find(request_id, _now_s())
+            if found is not None and found[0] == content:
+                self.metrics.replays.add()
+                return Answer(found[1], self.metrics, lambda: None)
+        if running is None:
+            running = self._admit(request, content)
+            self.metrics.took(request.received_s, _now_s())
+        elif not content or running.content != content:
+            raise RequestError(
+                common_pb2.REASON_DUPLICATE_REQUEST_ID,
+                f"request_id: {request_id!r} is that of another request, which is running; use a "
+                "new one, or none",
+                "request_id",
+            )
+        else:
+            self.metrics.replays.add()
+        running.readers += 1
+        joined = running
+        return Answer(running.outbox, self.metrics, lambda: self._left(joined))
+
+    def _left(self, running: _Running) -> None:
+        """A client has gone; without any the request ends at once."""
+        running.readers -= 1
+        request_id = running.request.request_id
+        if running.readers == 0 and self._running.get(request_id) is running:
+            self._feed(CancelRequested(request_id, common_pb2.REASON_CLIENT_GONE))
 
     def cancel(self, request_id: str) -> bool:
         """End a request with REASON_CANCELLED; False when it is unknown or has ended."""
@@ -243,14 +301,12 @@ class Dispatcher:
             ),
         )
 
-    def _admit(self, request: GenerationRequest) -> _Running:
+    async def metrics_text(self) -> str:
+        """Everything that is counted, in Prometheus' format."""
+        return self.metrics.text(await self.status(), self._intake.load, self._intake.hold_s)
+
+    def _admit(self, request: GenerationRequest, content: bytes) -> _Running:
         request_id = request.request_id
-        if request_id in self._running:
-            raise RequestError(
-                common_pb2.REASON_DUPLICATE_REQUEST_ID,
-                f"request_id: {request_id!r} is running already; use a new one, or none",
-                "request_id",
-            )
         text = None
         if self._text is not None:
             text = self._text.stream(request.stop, frozenset(request.sampling.stop_token_ids))
@@ -262,7 +318,8 @@ class Dispatcher:
                 "tandem.prompt_tokens": len(request.token_ids),
             },
         )
-        running = _Running(request, Outbox(text, bool(request.stop)), span)
+        outbox = Outbox(text, bool(request.stop), keeps=request.repeatable)
+        running = _Running(request, content, outbox, span)
         self._running[request_id] = running
         deadline_ms = request.deadline_ms
         self._feed(
@@ -296,6 +353,8 @@ class Dispatcher:
                     print(event_line(event, now_s, instructions), file=self._event_log)
                 for instruction in instructions:
                     self._execute(instruction)
+                if isinstance(event, (WorkerJoined, WorkerLost)):
+                    self._tell_change()
         finally:
             self._handling = False
         self._set_timer()
@@ -303,6 +362,11 @@ class Dispatcher:
             self._was_ready = self.ready
             for listener in self._ready_listeners:
                 listener()
+
+    def _tell_change(self) -> None:
+        for waiter in self._change_waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     def _execute(self, instruction: Instruction) -> None:
         match instruction:
@@ -323,7 +387,7 @@ class Dispatcher:
     def _deliver(self, instruction: Deliver) -> None:
         running = self._running[instruction.request_id]
         logprobs = instruction.logprobs if running.request.sampling.logprobs else ()
-        running.outbox.push(instruction.token_ids, logprobs)
+        running.outbox.push(instruction.token_ids, logprobs, _now_s())
         if running.outbox.stopped:
             stop = CancelRequested(instruction.request_id, common_pb2.REASON_STOP_STRING)
             self._inbox.append(stop)
@@ -331,6 +395,9 @@ class Dispatcher:
     def _finish(self, instruction: Finish) -> None:
         running = self._running.pop(instruction.request_id)
         running.outbox.finish(instruction)
+        self.metrics.finished(running.outbox.finished)
+        if running.content and instruction.reason in WELL:
+            self._replays.keep(instruction.request_id, running.content, running.outbox, _now_s())
         if self._tracing.enabled:
             report = instruction.report
             record_waits(self._tracing, running.span.traceparent, report, self._epoch_ns)

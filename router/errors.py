@@ -53,6 +53,12 @@ _TABLE: dict[Reason, Presentation] = {
     common_pb2.REASON_DUPLICATE_REQUEST_ID: Presentation(
         grpc.StatusCode.ALREADY_EXISTS, 409, "invalid_request_error"
     ),
+    common_pb2.REASON_UNAUTHENTICATED: Presentation(
+        grpc.StatusCode.UNAUTHENTICATED, 401, "invalid_request_error", "invalid_api_key"
+    ),
+    common_pb2.REASON_UNKNOWN_REQUEST: Presentation(
+        grpc.StatusCode.NOT_FOUND, 404, "invalid_request_error"
+    ),
     common_pb2.REASON_QUEUE_FULL: Presentation(
         grpc.StatusCode.RESOURCE_EXHAUSTED, 429, "rate_limit_error"
     ),

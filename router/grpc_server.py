@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
+from typing import cast
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from protos.tandem.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
+from router.access import Access, ssl_context
+from router.admin_service import AdminService
+from router.config import RouterConfig
 from router.dispatcher import Dispatcher
-from router.grpc_services import AdminService, InferenceService
+from router.grpc_services import InferenceService
+from router.http2.server import Http2Server
 
 _INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
@@ -19,40 +26,46 @@ _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
 class GrpcServer:
     """Serves the router's gRPC services at one address."""
 
-    def __init__(self, dispatcher: Dispatcher, max_message_bytes: int) -> None:
+    def __init__(self, dispatcher: Dispatcher, config: RouterConfig) -> None:
+        """Raises OSError for TLS files that cannot be read."""
         self._dispatcher = dispatcher
+        self._tls = None if config.tls is None else ssl_context(config.tls)
+        self._shares_port = config.shares_ports
+        self._local_socket = config.local_socket
+        access = Access(config.api_keys)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._publishing: set[asyncio.Task[None]] = set()
-        self._server = grpc.aio.server(
-            options=(
-                ("grpc.max_receive_message_length", max_message_bytes),
-                ("grpc.max_send_message_length", max_message_bytes),
-                # Two routers on one port must be an error, not a lottery.
-                ("grpc.so_reuseport", 0),
-            )
-        )
-        inference_pb2_grpc.add_InferenceServicer_to_server(
-            InferenceService(dispatcher), self._server
-        )
-        admin_pb2_grpc.add_AdminServicer_to_server(AdminService(dispatcher), self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection(
-            (_INFERENCE, _ADMIN, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        self._server = Http2Server(config.max_message_bytes)
+        # Has the two methods that generated code calls.
+        server = cast("grpc.aio.Server", self._server)
+        inference = InferenceService(dispatcher, access)
+        inference_pb2_grpc.add_InferenceServicer_to_server(inference, server)
+        # Calls that it lacks are answered UNIMPLEMENTED by its base class.
+        admin = AdminService(dispatcher, access)  # type: ignore[abstract]
+        admin_pb2_grpc.add_AdminServicer_to_server(admin, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        names = (_INFERENCE, _ADMIN, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+            ReflectionServicer(names), server
         )
 
     async def start(self, address: str) -> str:
         """Listen; returns the address with the port that was bound. Raises OSError."""
-        host = address.rpartition(":")[0]
-        try:
-            port = self._server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise OSError(
-                f"grpc: cannot listen on {address}; is the port in use? Choose another, or 0"
-            ) from error
+        host, port = address.rpartition(":")[0], int(address.rpartition(":")[2])
         await self._publish_health()
         self._dispatcher.on_ready_change(self._readiness_changed)
-        await self._server.start()
-        return f"{host}:{port}"
+        try:
+            bound = await self._server.listen(host.strip("[]"), port, self._tls, self._shares_port)
+        except OSError as error:
+            raise OSError(
+                f"grpc: cannot listen on {address}: {error.strerror or error}; choose another "
+                "port, or 0"
+            ) from error
+        if self._local_socket is not None:
+            # Who may come in there, the permissions of its folder say.
+            await asyncio.to_thread(Path(self._local_socket).unlink, missing_ok=True)
+            await self._server.listen_unix(self._local_socket)
+        return f"{host}:{bound}"
 
     async def stop(self, grace_s: float) -> None:
         await self._health.enter_graceful_shutdown()

@@ -1,27 +1,22 @@
-"""What the router answers over gRPC: Inference to clients, Admin to operators."""
+"""What the router answers over gRPC to clients, and how it tells them of errors."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import secrets
+import time
 from collections.abc import AsyncGenerator
 from typing import TypeAlias, TypeVar
 
 import grpc
 
-from protos.tandem.v1 import (
-    admin_pb2,
-    admin_pb2_grpc,
-    common_pb2,
-    inference_pb2,
-    inference_pb2_grpc,
-)
+from protos.tandem.v1 import common_pb2, inference_pb2, inference_pb2_grpc
+from router.access import Access
 from router.core.reasons import WELL, reason_name
 from router.dispatcher import Dispatcher
 from router.errors import RequestError, failure, presentation
 from router.requests import ClientRequest, Delta, Finished
-from router.status import status_message
 from router.validation import check_model
 
 _LOG = logging.getLogger(__name__)
@@ -29,13 +24,13 @@ _LOG = logging.getLogger(__name__)
 # Trailing metadata of every call that fails: the reason code by name.
 REASON_METADATA = "tandem-reason"
 
-_RequestT = TypeVar("_RequestT")
-_ResponseT = TypeVar("_ResponseT")
-_Context: TypeAlias = grpc.aio.ServicerContext[_RequestT, _ResponseT]
+RequestT = TypeVar("RequestT")
+ResponseT = TypeVar("ResponseT")
+Context: TypeAlias = grpc.aio.ServicerContext[RequestT, ResponseT]
 
 
 @contextlib.asynccontextmanager
-async def _telling(context: _Context[_RequestT, _ResponseT]) -> AsyncGenerator[None, None]:
+async def telling(context: Context[RequestT, ResponseT]) -> AsyncGenerator[None, None]:
     """End the call with the status of whatever is raised inside: a client never sees a stack."""
     try:
         yield
@@ -60,37 +55,49 @@ async def _telling(context: _Context[_RequestT, _ResponseT]) -> AsyncGenerator[N
 class InferenceService(inference_pb2_grpc.InferenceServicer):
     """What clients call."""
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
+    def __init__(self, dispatcher: Dispatcher, access: Access) -> None:
         self._dispatcher = dispatcher
+        self._access = access
 
     # Written as a coroutine, not as the generator that the stub declares: when the client leaves,
     # gRPC cancels a coroutine where it stands, but lets a generator lie until it is collected.
     async def Generate(  # type: ignore[override]  # noqa: N802 - the name on the wire
         self,
         request: inference_pb2.GenerateRequest,
-        context: _Context[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse],
+        context: Context[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse],
     ) -> None:
-        async with _telling(context):
-            client = client_request(request, _traceparent(context))
-            prepared = await self._dispatcher.prepare(client)
-            async with contextlib.aclosing(self._dispatcher.generate(prepared)) as items:
-                async for item in items:
-                    await context.write(_response(item, with_top=bool(client.top_logprobs)))
+        async with telling(context):
+            metadata = texts_of(context)
+            tenant = self._access.tenant(metadata.get("authorization"), context.peer())
+            client = client_request(request, metadata.get("traceparent", ""), tenant)
+            with_top = bool(client.top_logprobs)
+            answer = self._dispatcher.begin(await self._dispatcher.prepare(client))
+            try:
+                while True:
+                    item = await answer.next()
+                    await context.write(_response(item, with_top))
+                    answer.sent()
+                    if isinstance(item, Finished):
+                        return
+            finally:
+                answer.leave()
 
     async def Cancel(  # noqa: N802
         self,
         request: inference_pb2.CancelRequest,
-        context: _Context[inference_pb2.CancelRequest, inference_pb2.CancelResponse],
+        context: Context[inference_pb2.CancelRequest, inference_pb2.CancelResponse],
     ) -> inference_pb2.CancelResponse:
-        async with _telling(context):
+        async with telling(context):
+            self._access.tenant(texts_of(context).get("authorization"), context.peer())
             return inference_pb2.CancelResponse(found=self._dispatcher.cancel(request.request_id))
 
     async def GetModel(  # noqa: N802
         self,
         request: inference_pb2.GetModelRequest,
-        context: _Context[inference_pb2.GetModelRequest, inference_pb2.GetModelResponse],
+        context: Context[inference_pb2.GetModelRequest, inference_pb2.GetModelResponse],
     ) -> inference_pb2.GetModelResponse:
-        async with _telling(context):
+        async with telling(context):
+            self._access.tenant(texts_of(context).get("authorization"), context.peer())
             model = self._dispatcher.model
             check_model(request.model, model)
             return inference_pb2.GetModelResponse(
@@ -99,21 +106,6 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
                 vocab_size=model.vocab_size,
                 eos_token_ids=sorted(model.defaults.eos_token_ids),
             )
-
-
-class AdminService(admin_pb2_grpc.AdminServicer):
-    """What operators call."""
-
-    def __init__(self, dispatcher: Dispatcher) -> None:
-        self._dispatcher = dispatcher
-
-    async def GetStatus(  # noqa: N802
-        self,
-        request: admin_pb2.GetStatusRequest,
-        context: _Context[admin_pb2.GetStatusRequest, admin_pb2.GetStatusResponse],
-    ) -> admin_pb2.GetStatusResponse:
-        async with _telling(context):
-            return status_message(await self._dispatcher.status())
 
 
 def _response(item: Delta | Finished, with_top: bool) -> inference_pb2.GenerateResponse:
@@ -139,7 +131,9 @@ def _response(item: Delta | Finished, with_top: bool) -> inference_pb2.GenerateR
     return inference_pb2.GenerateResponse(finished=finished)
 
 
-def client_request(message: inference_pb2.GenerateRequest, traceparent: str) -> ClientRequest:
+def client_request(
+    message: inference_pb2.GenerateRequest, traceparent: str, tenant: str = ""
+) -> ClientRequest:
     """What a gRPC client asks for, in the router's terms."""
     sampling = message.sampling
 
@@ -170,11 +164,12 @@ def client_request(message: inference_pb2.GenerateRequest, traceparent: str) -> 
         deadline_ms=message.deadline_ms,
         priority_class=message.priority_class,
         traceparent=traceparent,
+        tenant=tenant,
+        received_s=time.monotonic(),
     )
 
 
-def _traceparent(context: _Context[_RequestT, _ResponseT]) -> str:
-    for key, value in context.invocation_metadata() or ():
-        if key == "traceparent" and isinstance(value, str):
-            return value
-    return ""
+def texts_of(context: Context[RequestT, ResponseT]) -> dict[str, str]:
+    """A call's metadata but for what is binary; of a key that comes twice, the last."""
+    metadata = context.invocation_metadata() or ()
+    return {key: value for key, value in metadata if isinstance(value, str)}

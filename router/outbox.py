@@ -1,7 +1,9 @@
-"""What waits for one client: tokens become text here, and what waits goes out as one delta.
+"""What one request has for its clients: tokens become text here, and what waits goes out as one
+delta.
 
 A client that reads slowly gets fewer and larger deltas, never a queue of them; what can wait is
-bounded by the request's own max_tokens.
+bounded by the request's own max_tokens. Usually there is one reader; a client that retries under
+the same request id is a second one, and reads everything from the beginning.
 """
 
 from __future__ import annotations
@@ -19,34 +21,41 @@ from router.text.stream import TextStream
 
 
 class Outbox:
-    """Filled by the dispatcher, emptied by one reader."""
+    """Filled by the dispatcher, emptied by readers."""
 
-    def __init__(self, text: TextStream | None, stops_on_text: bool) -> None:
+    def __init__(self, text: TextStream | None, stops_on_text: bool, keeps: bool = False) -> None:
         """With `stops_on_text`, text is made as tokens come, so that a stop string ends the
-        request at once; otherwise only when the client takes it, many tokens at a time."""
+        request at once; otherwise only when a client takes it, many tokens at a time. What was
+        read is dropped, unless this `keeps` it for further readers."""
         self._text = text
         self._eager = stops_on_text
+        self._keeps = keeps
         self._undecoded: list[int] = []
         self._shown: list[str] = []
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
-        self._count = 0
-        self._finished: Finished | None = None
-        self._news = asyncio.Event()
+        self._waiting: list[asyncio.Future[None]] = []
+        self._since_s: float | None = None  # when what no reader has taken began to wait
+        self.tokens = 0
+        self.finished: Finished | None = None
         self.stopped = False  # a stop string came; later tokens do not count
 
-    def push(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprob]) -> None:
+    def push(
+        self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprob], now_s: float
+    ) -> None:
         """Add the next tokens."""
         if self.stopped:
             return
-        self._count += len(token_ids)
+        if self._since_s is None:
+            self._since_s = now_s
+        self.tokens += len(token_ids)
         self._token_ids.extend(token_ids)
         self._logprobs.extend(logprobs)
         if self._text is not None:
             self._undecoded.extend(token_ids)
         if self._eager:
             self._decode()
-        self._news.set()
+        self._wake()
 
     def finish(self, finish: Finish) -> None:
         """Say that no more tokens come."""
@@ -54,45 +63,80 @@ class Outbox:
         reason, detail = finish.reason, finish.detail
         if self._text is not None and not self.stopped:
             rest, stopped = self._text.flush()
-            self._shown.append(rest)
+            if rest:
+                self._shown.append(rest)
             self.stopped = stopped
         if self.stopped and reason in WELL:
             reason, detail = common_pb2.REASON_STOP_STRING, ""
-        self._finished = Finished(
+        self.finished = Finished(
             request_id=finish.request_id,
             reason=reason,
             detail=detail,
             prompt_tokens=finish.report.prompt_tokens,
-            completion_tokens=self._count,
+            completion_tokens=self.tokens,
             report=report_message(finish.report),
         )
-        self._news.set()
+        self._wake()
 
-    async def next(self) -> Delta | Finished:
-        """Everything that waits, as soon as something does; Finished comes last, once."""
-        while True:
-            await self._news.wait()
-            self._decode()
-            if self._token_ids or any(self._shown):
-                delta = Delta("".join(self._shown), self._token_ids, self._logprobs)
-                self._shown, self._token_ids, self._logprobs = [], [], []
-                if self._finished is None:
-                    self._news.clear()
-                return delta
-            if self._finished is not None:
-                return self._finished
-            self._news.clear()
+    def _wake(self) -> None:
+        for waiting in self._waiting:
+            if not waiting.done():
+                waiting.set_result(None)
 
     def _decode(self) -> None:
         if self._text is None or not self._undecoded:
             return
         piece = self._text.feed(self._undecoded)
-        self._shown.append(piece.text)
+        if piece.text:
+            self._shown.append(piece.text)
         if piece.stopped:
             self.stopped = True
             unused = len(self._undecoded) - piece.used_tokens
             if unused:
-                self._count -= unused
+                self.tokens -= unused
                 del self._token_ids[-unused:]
                 del self._logprobs[-unused:]
         self._undecoded = []
+
+
+class OutboxReader:
+    """One client's place in an outbox."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+        self._texts_read = 0
+        self._tokens_read = 0
+        self.since_s: float | None = None  # when what was read last began to wait
+
+    async def next(self) -> Delta | Finished:
+        """Everything that is new, as soon as something is; Finished comes last, once."""
+        outbox = self._outbox
+        while True:
+            if len(outbox._token_ids) > self._tokens_read or len(outbox._shown) > self._texts_read:
+                return self._take()
+            if outbox.finished is not None:
+                return outbox.finished
+            # A future and no event, which would cost two more calls for each message.
+            waiting = asyncio.get_running_loop().create_future()
+            outbox._waiting.append(waiting)
+            try:
+                await waiting
+            finally:
+                outbox._waiting.remove(waiting)
+
+    def _take(self) -> Delta:
+        outbox = self._outbox
+        outbox._decode()
+        self.since_s, outbox._since_s = outbox._since_s, None
+        if outbox._keeps:
+            delta = Delta(
+                "".join(outbox._shown[self._texts_read :]),
+                outbox._token_ids[self._tokens_read :],
+                outbox._logprobs[self._tokens_read :],
+            )
+            self._texts_read = len(outbox._shown)
+            self._tokens_read = len(outbox._token_ids)
+            return delta
+        delta = Delta("".join(outbox._shown), outbox._token_ids, outbox._logprobs)
+        outbox._shown, outbox._token_ids, outbox._logprobs = [], [], []
+        return delta

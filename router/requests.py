@@ -44,11 +44,16 @@ class ClientRequest:
     priority_class: str = ""
     add_special_tokens: bool = True
     traceparent: str = ""
+    tenant: str = ""  # whose key it came with; empty where there are no keys
+    received_s: float | None = None  # on the monotonic clock, when its first byte was looked at
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """A request that can be run. `deadline_ms` counts from its arrival; None is none."""
+    """A request that can be run. `deadline_ms` counts from its arrival; None is none.
+
+    One that is `repeatable` has an id of its client's choice: sent again, it is the same request.
+    """
 
     request_id: str
     token_ids: Sequence[int]
@@ -57,6 +62,9 @@ class GenerationRequest:
     class_rank: int = 0
     deadline_ms: int | None = None
     traceparent: str = ""
+    tenant: str = ""
+    repeatable: bool = False
+    received_s: float | None = None  # on the monotonic clock, when its first byte was looked at
 
 
 @dataclass(frozen=True, slots=True)

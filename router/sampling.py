@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ def sampling_params(
     top_k = defaults.top_k if client.top_k is None else client.top_k
     if not 0 <= top_k < _UINT32_END:
         raise refusal("top_k", f"{top_k} must lie in [0, 2^32); 0 keeps every token")
-    seed = random.getrandbits(64) if client.seed is None else client.seed
+    seed = _seed_of(client.request_id) if client.seed is None else client.seed
     if not -(_UINT64_END >> 1) <= seed < _UINT64_END:
         raise refusal("seed", f"{seed} does not fit into 64 bits")
     if not 0 <= client.top_logprobs <= MOST_TOP_LOGPROBS:
@@ -76,6 +77,13 @@ def sampling_params(
         top_logprobs=client.top_logprobs,
         grammar=client.grammar,
     )
+
+
+def _seed_of(request_id: str) -> int:
+    """By chance, but the same for whoever sends a request again under its id, to any router."""
+    if not request_id:
+        return random.getrandbits(64)
+    return int.from_bytes(hashlib.blake2b(request_id.encode(), digest_size=8).digest())
 
 
 def _within(field: str, given: float | None, default: float, allowed: _Range) -> float:

@@ -41,8 +41,8 @@ class RouterServer:
         """Connect and listen. Raises OSError for an address that cannot be bound."""
         config = self._config
         await self.dispatcher.start()
-        self._grpc = GrpcServer(self.dispatcher, config.max_message_bytes)
-        self._http = HttpServer(self.dispatcher, config.max_message_bytes)
+        self._grpc = GrpcServer(self.dispatcher, config)
+        self._http = HttpServer(self.dispatcher, config)
         return Addresses(
             grpc=await self._grpc.start(config.grpc), http=await self._http.start(config.http)
         )

@@ -69,6 +69,9 @@ async def validate(
         class_rank=class_rank,
         deadline_ms=client.deadline_ms or None,
         traceparent=client.traceparent,
+        tenant=client.tenant,
+        repeatable=bool(client.request_id),
+        received_s=client.received_s,
     )
 
 

@@ -6,11 +6,13 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
+from workers.engine.simulated.times import LinearTimes
 from workers.parallel.layout import ParallelLayout
 from workers.registry import Role
 from workers.telemetry import TraceConfig
 
 Dtype = Literal["float32", "bfloat16"]
+Engine = Literal["native", "vllm", "simulated"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,7 @@ class WorkerConfig:
     role: Role
     model_path: str
     model_name: str
+    engine: Engine = "native"
     dtype: Dtype = "float32"
     device: str = "cpu"
     host: str = "127.0.0.1"
@@ -47,6 +50,7 @@ class WorkerConfig:
     hop_b: bool = True  # attend for one half of a batch while the other half is exchanged
     collective_timeout_s: float = 60.0  # ranks that let others wait for longer are lost
     draft_tokens: int | Literal["auto"] = "auto"
+    simulated: LinearTimes = LinearTimes()  # noqa: RUF009 - frozen
     trace: TraceConfig = field(default_factory=TraceConfig)
 
     @property
@@ -71,6 +75,10 @@ class WorkerConfig:
         """Parse what `to_json` wrote; raises ValueError when it is something else."""
         try:
             fields = json.loads(text)
-            return cls(**{**fields, "trace": TraceConfig(**fields.get("trace", {}))})
+            nested = {
+                "simulated": LinearTimes(**fields.get("simulated", {})),
+                "trace": TraceConfig(**fields.get("trace", {})),
+            }
+            return cls(**{**fields, **nested})
         except (TypeError, AttributeError) as error:
             raise ValueError(f"not a worker config: {error}") from error

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 import grpc
+import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -32,8 +33,8 @@ from workers.config import WorkerConfig
 from workers.engine.commands import Cancel, Drain
 from workers.engine.events import Credits, StepEvents
 from workers.engine.load import Load
-from workers.engine.loop import EngineLoop
-from workers.engine.native.loading import load_native_engine
+from workers.engine.loop import RunningEngine
+from workers.engine.opening import open_engine
 from workers.registry import Role, WorkerDirectory, WorkerRecord, keep_registered
 from workers.roles import flip_problem, flipped_config
 from workers.session import ProtocolError, RouterSession, SessionEvent
@@ -51,7 +52,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
 
     def __init__(self, worker_id: str) -> None:
         self._worker_id = worker_id
-        self._engine: EngineLoop | None = None
+        self._engine: RunningEngine | None = None
         self._sessions: dict[int, RouterSession] = {}
         self._credits: Credits | None = None
         self._cache = CacheMirror()
@@ -63,7 +64,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
 
     def attach(
         self,
-        engine: EngineLoop,
+        engine: RunningEngine,
         config: WorkerConfig,
         flipped: Callable[[WorkerConfig], None],
     ) -> None:
@@ -212,7 +213,7 @@ class WorkerServer:
             ]
         )
         self._service = WorkerService(config.worker_id)
-        self._engine: EngineLoop | None = None
+        self._engine: RunningEngine | None = None
         self._stopping = asyncio.Event()
         self._lease: asyncio.Task[None] | None = None
         self._record: WorkerRecord | None = None
@@ -226,11 +227,7 @@ class WorkerServer:
         cannot be bound.
         """
         config = self._config
-        loaded = await asyncio.to_thread(load_native_engine, config, self._tracing)
-        loop = asyncio.get_running_loop()
-        self._engine = EngineLoop(
-            loaded.engine, lambda events: loop.call_soon_threadsafe(self._service.deliver, events)
-        )
+        self._engine, facts = await open_engine(config, self._tracing, self._service.deliver)
         self._service.attach(self._engine, config, self._on_flipped)
         worker_pb2_grpc.add_WorkerServicer_to_server(self._service, self._grpc)
         health_service = health.aio.HealthServicer()  # type: ignore[attr-defined]  # not in the stubs
@@ -249,13 +246,13 @@ class WorkerServer:
         record = WorkerRecord(
             worker_id=config.worker_id,
             role=config.role,
-            engine="native",
+            engine=config.engine,
             address=f"{config.host}:{port}",
             model_name=config.model_name,
-            model_fingerprint=loaded.model_fingerprint,
-            epoch=loaded.epoch,
-            max_model_tokens=loaded.max_model_tokens,
-            vocab_size=loaded.vocab_size,
+            model_fingerprint=facts.model_fingerprint,
+            epoch=facts.epoch,
+            max_model_tokens=facts.max_model_tokens,
+            vocab_size=facts.vocab_size,
             layout=config.layout,
             pid=os.getpid(),
             started_unix_s=time.time(),
@@ -308,7 +305,7 @@ class WorkerServer:
             await self._directory.close()
         await self._grpc.stop(grace_s)
         if self._engine is not None:
-            await asyncio.to_thread(self._engine.stop)
+            await self._engine.aclose()
         self._tracing.close()
 
 
@@ -345,7 +342,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     config = WorkerConfig.from_json(sys.stdin.readline())
     try:
-        sys.exit(asyncio.run(_serve(config)))
+        sys.exit(uvloop.run(_serve(config)))
     except (OSError, ValueError) as error:
         # One line on stderr that the parent can show; a person can do nothing with a stack.
         sys.exit(f"worker {config.worker_id} did not start: {error}")

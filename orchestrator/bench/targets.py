@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+Sense = Literal[">=", "<", "<="]
+
 
 @dataclass(frozen=True, slots=True)
 class Goal:
@@ -17,13 +19,15 @@ class Goal:
     name: str
     bound: float
     unit: str
-    sense: Literal[">=", "<"] = ">="
+    sense: Sense = ">="
 
     def __str__(self) -> str:
         return f"{self.sense} {self.bound:g}"
 
     def reached_by(self, value: float) -> bool:
-        return value >= self.bound if self.sense == ">=" else value < self.bound
+        if self.sense == ">=":
+            return value >= self.bound
+        return value < self.bound if self.sense == "<" else value <= self.bound
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.bench_helix import helix
+from orchestrator.cli.bench_router import router_command
 from orchestrator.cli.failures import reported
 from orchestrator.cli.terminal import note, print_json
 
@@ -119,3 +120,4 @@ def _progress() -> Iterator[Callable[[str], None]]:
 bench.command()(reported(engine))
 bench.command()(reported(helix))
 bench.command()(reported(planner))
+bench.command(name="router")(reported(router_command(_progress)))

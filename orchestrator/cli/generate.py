@@ -38,7 +38,7 @@ def generate(
     pieces: list[str] = []
     token_ids: list[int] = []
     finished: inference_pb2.Finished | None = None
-    with Client(address or running_cluster(None).grpc) as client:
+    with Client(address or running_cluster(None).for_commands) as client:
         for response in client.generate(request):
             if response.WhichOneof("event") == "finished":
                 finished = response.finished

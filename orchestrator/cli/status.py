@@ -28,7 +28,7 @@ def status(
     from orchestrator.client import Client
 
     # An address may also be that of a cluster on another machine.
-    endpoint = address or running_cluster(None).grpc
+    endpoint = address or running_cluster(None).for_commands
     with Client(endpoint) as client:
         answer = client.status()
     if as_json:

@@ -29,6 +29,7 @@ _FLAGS = {
     "decode.workers": "--decode-workers",
     "router.grpc": "--grpc",
     "router.http": "--http",
+    "router.processes": "--routers",
     "telemetry.otlp": "--otlp",
     "telemetry.trace_file": "--trace-file",
 }
@@ -43,6 +44,9 @@ def up(
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
     grpc: Annotated[str | None, typer.Option(help="Where gRPC clients connect, host:port.")] = None,
     http: Annotated[str | None, typer.Option(help="Where HTTP clients connect, host:port.")] = None,
+    routers: Annotated[
+        int | None, typer.Option(min=1, help="Router processes that share the ports.")
+    ] = None,
     prefill_workers: Annotated[
         int | None, typer.Option(help="Workers that read prompts; 0 lets decode workers read.")
     ] = None,
@@ -63,6 +67,7 @@ def up(
         "decode.workers": _fixed(decode_workers),
         "router.grpc": grpc,
         "router.http": http,
+        "router.processes": routers,
         "telemetry.otlp": otlp,
         "telemetry.trace_file": trace_file,
     }
@@ -121,18 +126,20 @@ def _welcome(cluster: LocalCluster, seconds: float) -> Iterable[str]:
         f"worker{'s' if decode > 1 else ''} (ready after {seconds:.1f} s)"
     )
     yield f"  gRPC  {endpoints.grpc}"
-    yield f"  HTTP  http://{endpoints.http}/v1"
+    scheme = "http" if spec.security.tls is None else "https"
+    yield f"  HTTP  {scheme}://{endpoints.http}/v1"
     yield f"  logs  {cluster.log_dir}"
     yield "Try in another terminal:"
     yield '  tandem generate "The Python programming language" --max-tokens 40'
     yield "  tandem status"
-    yield f"  curl http://{endpoints.http}/v1/completions -H 'Content-Type: application/json' \\"
+    url = f"{scheme}://{endpoints.http}/v1/completions"
+    yield f"  curl {url} -H 'Content-Type: application/json' \\"
     yield f'    -d \'{{"model": "{spec.model.name}", "prompt": "The", "max_tokens": 40}}\''
     yield '  grpcurl -plaintext -d \'{"text": "The", "sampling": {"max_tokens": 40}}\' \\'
     yield f"    {endpoints.grpc} tandem.v1.Inference/Generate"
     yield "Ctrl-C here, or `tandem down` elsewhere, stops it."
     for name, address in (("gRPC", endpoints.grpc), ("HTTP", endpoints.http)):
-        if not _is_loopback(address):
+        if not _is_loopback(address) and spec.security.api_keys is None:
             yield f"Note: {name} at {address} answers anyone who can reach this machine."
 
 
@@ -147,7 +154,7 @@ def _watch(cluster: LocalCluster, signals: StopSignals) -> None:
 
     assert cluster.endpoints is not None
     known: dict[str, str] = {}
-    with Client(cluster.endpoints.grpc) as client:
+    with Client(cluster.endpoints.local) as client:
         while not signals.wait(_WATCH_S):
             cluster.tend()
             try:

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import psutil
 
-from orchestrator.client import Client
 from orchestrator.errors import UserError
 from orchestrator.runtime.child import Child, Interrupted, never
 from orchestrator.runtime.leftovers import MARK, end_leftovers, processes_of
@@ -30,11 +29,10 @@ from orchestrator.runtime.local_ray import start_ray, stop_ray, vital_processes
 from orchestrator.runtime.pools import Pools
 from orchestrator.runtime.ports import check_free, free_port
 from orchestrator.runtime.preflight import check_model
-from orchestrator.runtime.router_process import Endpoints, RouterProcess
+from orchestrator.runtime.router_process import Endpoints, Routers, router_config
 from orchestrator.runtime.run_file import RunFiles, RunRecord, log_folder
 from orchestrator.runtime.store import EmbeddedStore, check_store
 from orchestrator.spec import ClusterSpec, refuse_unbuilt
-from protos.tandem.v1 import admin_pb2
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.2
@@ -77,7 +75,7 @@ class LocalCluster:
         self._undo = contextlib.ExitStack()
         self._report: Report = _silent
         self._store: EmbeddedStore | None = None
-        self._router: RouterProcess | None = None
+        self._routers: Routers | None = None
         self._vital: list[psutil.Process] = []
         self._temp_dir: Path | None = None
 
@@ -104,7 +102,7 @@ class LocalCluster:
         store_url = self._start_store(self.log_dir, interrupted)
         self._start_ray(temp_dir, interrupted)
         self._start_pools(store_url, self.log_dir, interrupted)
-        self._start_router(store_url, self.log_dir, interrupted)
+        self._start_routers(store_url, self.log_dir, temp_dir, interrupted)
         assert self.endpoints is not None
         self._publish(self.endpoints, self.log_dir, temp_dir)
         return self.endpoints
@@ -178,27 +176,18 @@ class LocalCluster:
             self._report(f"starting workers: {progress.ready} of {progress.wanted} ready")
             time.sleep(_POLL_S)
 
-    def _start_router(self, store_url: str, log_dir: Path, interrupted: Callable[[], bool]) -> None:
-        self._report("starting the router")
-        self._router = RouterProcess(self.spec, store_url, self.id, log_dir)
-        self._undo.callback(self._router.stop)
+    def _start_routers(
+        self, store_url: str, log_dir: Path, temp_dir: Path, interrupted: Callable[[], bool]
+    ) -> None:
+        processes = self.spec.router.processes
+        self._report("starting the router" if processes == 1 else f"starting {processes} routers")
+        config = router_config(self.spec, store_url, self.id)
+        routers = self._routers = Routers(config, processes, log_dir, temp_dir)
+        self._undo.callback(routers.stop)
         self._undo.callback(self._step, "stopping the router")
-        self.endpoints = self._router.wait_ready(interrupted)
+        self.endpoints = routers.wait_ready(interrupted)
         wanted = self.spec.prefill.workers.min + self.spec.decode.workers.min
-        deadline = time.monotonic() + _CONNECTED_S
-        with Client(self.endpoints.grpc) as client:
-            while (connected := _connected(client.status())) < wanted:
-                if interrupted():
-                    raise Interrupted
-                self.tend()
-                if time.monotonic() > deadline:
-                    raise UserError(
-                        f"the router reached {connected} of {wanted} workers in "
-                        f"{_CONNECTED_S:.0f} s",
-                        f"see the logs in {log_dir}",
-                    )
-                self._report(f"connecting the router: {connected} of {wanted} workers")
-                time.sleep(_POLL_S)
+        routers.wait_connected(wanted, _CONNECTED_S, self._report, self.tend, interrupted)
 
     def _publish(self, endpoints: Endpoints, log_dir: Path, temp_dir: Path) -> None:
         files = RunFiles()
@@ -212,14 +201,15 @@ class LocalCluster:
             model=self.spec.model.name,
             log_dir=str(log_dir),
             temp_dir=str(temp_dir),
+            local=endpoints.local,
         )
         self._undo.callback(files.remove, self.id)
         files.write(record)
 
     def tend(self) -> None:
-        """Start the store again if it has ended; raise UserError when something else has."""
-        if self._router is not None and self._router.child.exit_status() is not None:
-            raise self._router.child.ended_error()
+        """Start again what can be; raise UserError when something else has ended."""
+        if self._routers is not None:
+            self._routers.tend()
         if (lost := self._lost_of_ray()) is not None:
             raise UserError(
                 f"Ray ended: its process {lost.pid} is gone", "start again with `tandem up`"
@@ -241,7 +231,7 @@ class LocalCluster:
         finally:
             self._vital = []
             self._store = None
-            self._router = None
+            self._routers = None
             if processes:
                 self._report("checking that no process is left")
                 forced = end_leftovers(self.id)
@@ -276,7 +266,3 @@ def _refuse_second(spec: ClusterSpec) -> None:
                 "stop it with `tandem down`, or choose other ports: "
                 f"--grpc 127.0.0.1:{free_port()} --http 127.0.0.1:{free_port()}",
             )
-
-
-def _connected(status: admin_pb2.GetStatusResponse) -> int:
-    return sum(1 for worker in status.workers if worker.connected)

@@ -30,6 +30,12 @@ class RunRecord:
     model: str
     log_dir: str
     temp_dir: str
+    local: str = ""  # where commands of this user come in without keys and certificates
+
+    @property
+    def for_commands(self) -> str:
+        """The gRPC address that commands on this machine use."""
+        return self.local or self.grpc
 
     @property
     def alive(self) -> bool:

@@ -31,6 +31,7 @@ def worker_config(
         role=role,
         model_path=spec.model.path,
         model_name=spec.model.name,
+        engine=pool.engine,
         dtype=spec.model.dtype,
         device="cuda" if pool.resources.gpu else "cpu",
         kv_tokens=pool.kv_tokens,

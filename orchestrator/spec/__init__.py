@@ -16,6 +16,7 @@ from orchestrator.spec.schema import (
     RouterSpec,
     SecuritySpec,
     TelemetrySpec,
+    TlsSpec,
     WorkerRange,
 )
 from orchestrator.spec.unbuilt import refuse_unbuilt
@@ -35,6 +36,7 @@ __all__ = [
     "SecuritySpec",
     "SpecError",
     "TelemetrySpec",
+    "TlsSpec",
     "WorkerPods",
     "WorkerRange",
     "dump_spec",

@@ -65,6 +65,8 @@ def _explain_one(
     if not path:
         return f"{where}{message}"
     value = fault["input"]
+    if path[:2] == ("security", "api_keys"):
+        return f"{where}{name}: {message}"
     if isinstance(value, BaseModel | dict | list):
         return f"{where}{name}: {message}"
     return f"{where}{name} is {value!r}: {message}"

@@ -40,10 +40,16 @@ def load_spec(
     if telemetry.trace_file is not None:
         trace_file = folder_of("telemetry.trace_file") / telemetry.trace_file
         telemetry = telemetry.model_copy(update={"trace_file": str(trace_file)})
+    security = spec.security
+    if security.tls is not None:
+        files = security.tls.model_dump(exclude_none=True)
+        folder = folder_of("security.tls")
+        paths = {name: str(folder / Path(file).expanduser()) for name, file in files.items()}
+        security = security.model_copy(update={"tls": security.tls.model_copy(update=paths)})
     model_path = find_model(spec.model.path, folder_of("model.path"))
     name = spec.model.name or model_path.name
     model = spec.model.model_copy(update={"path": str(model_path), "name": name})
-    return spec.model_copy(update={"model": model, "telemetry": telemetry})
+    return spec.model_copy(update={"model": model, "telemetry": telemetry, "security": security})
 
 
 def validated(

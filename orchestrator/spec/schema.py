@@ -7,11 +7,14 @@ must stay valid when the feature arrives.
 
 from __future__ import annotations
 
+import hashlib
+import string
 from pathlib import PurePath
 from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     NonNegativeInt,
     PositiveFloat,
@@ -20,10 +23,12 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from orchestrator.spec.kubernetes import KubernetesSpec
 from orchestrator.spec.section import Section
 
+_LEAST_KEY_CHARACTERS = 16
 SHIPPED_MODEL = "workers/checkpoints/tandem-tiny"
 
 Engine = Literal["native", "vllm", "simulated"]
@@ -207,11 +212,40 @@ class TelemetrySpec(Section):
     trace_file: str | None = None
 
 
-class SecuritySpec(Section):
-    """Who may talk to the cluster."""
+class TlsSpec(Section):
+    """PEM files of the routers; with `client_ca` clients need a certificate that it signed."""
 
-    tls: dict[str, str] | None = None
-    api_keys: list[str] | None = None
+    cert: str
+    key: str
+    client_ca: str | None = None
+
+
+def _digest_of(key: object) -> object:
+    """A key as its digest, so that a spec in memory, or shown, does not hold it."""
+    if not isinstance(key, str):
+        return key
+    if key.startswith("sha256:"):
+        digest = key.removeprefix("sha256:").lower()
+        if len(digest) != 64 or set(digest) - set(string.hexdigits):
+            raise ValueError("sha256: must be followed by 64 hexadecimal digits")
+        return f"sha256:{digest}"
+    if len(key) < _LEAST_KEY_CHARACTERS:
+        # Without its value, which pydantic would show otherwise.
+        raise PydanticCustomError(
+            "short_key", f"the key is shorter than {_LEAST_KEY_CHARACTERS} characters"
+        )
+    return f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
+
+
+KeyDigest = Annotated[str, BeforeValidator(_digest_of)]
+
+
+class SecuritySpec(Section):
+    """Who may talk to the cluster. `api_keys` has each client's key, or `sha256:` and its digest,
+    under the client's name."""
+
+    tls: TlsSpec | None = None
+    api_keys: Annotated[dict[ClassName, KeyDigest], Field(min_length=1)] | None = None
 
 
 def _default_classes() -> dict[str, ClassSpec]:
@@ -248,4 +282,14 @@ class ClusterSpec(Section):
                     f"{role}.resources.gpu {gpus} does not split evenly over "
                     f"kubernetes.{role}.pods_per_worker {pods}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _simulated_together(self) -> ClusterSpec:
+        engines = {self.prefill.engine, self.decode.engine}
+        if "simulated" in engines and len(engines) > 1:
+            raise ValueError(
+                f"prefill.engine {self.prefill.engine} cannot hand state to decode.engine "
+                f"{self.decode.engine}: a simulated engine has none; set both to simulated"
+            )
         return self

@@ -38,8 +38,8 @@ def refuse_unbuilt(spec: ClusterSpec, flags: Mapping[str, str] | None = None) ->
                 built = "state is handed off between workers of one rank"
                 refuse(field, ranks, built, "1, or prefill.workers.min: 0 for no hand-off")
     for role, engine in (("prefill", spec.prefill.engine), ("decode", spec.decode.engine)):
-        if engine != "native":
-            refuse(f"{role}.engine", engine, "only the native engine is", "native")
+        if engine == "vllm":
+            refuse(f"{role}.engine", engine, "the native and the simulated engine are", "native")
     for role, gpus in (
         ("prefill", spec.prefill.resources.gpu),
         ("decode", spec.decode.resources.gpu),
@@ -54,11 +54,5 @@ def refuse_unbuilt(spec: ClusterSpec, flags: Mapping[str, str] | None = None) ->
             refuse(f"kubernetes.{role}.pods_per_worker", pods, "a worker is one pod", 1)
     if spec.autoscaling.mode != "off":
         refuse("autoscaling.mode", spec.autoscaling.mode, "pools stay at workers.min", '"off"')
-    if spec.router.processes != 1:
-        refuse("router.processes", spec.router.processes, "one router process is", 1)
-    if spec.security.tls is not None:
-        refuse("security.tls", "set", "connections are plain", "null")
-    if spec.security.api_keys is not None:
-        refuse("security.api_keys", "set", "every client is served", "null")
     if problems:
         raise SpecError(problems)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import time
 from collections.abc import AsyncGenerator, Sequence
 
 from aiohttp import web
@@ -25,6 +26,8 @@ from router.openai_http.formats import (
 )
 from router.requests import ClientRequest, Delta, Finished, GenerationRequest
 
+# Where a request's tenant is written, for those who answer it.
+TENANT = web.RequestKey("tenant", str)
 _REPORT_HEADER = "x-tandem-report"
 
 
@@ -55,7 +58,13 @@ class Answers:
 
     async def _prepare(self, call: _Call, client: ClientRequest) -> list[GenerationRequest]:
         prepared = await self._dispatcher.prepare(
-            dataclasses.replace(client, request_id=call.request_id, traceparent=call.traceparent)
+            dataclasses.replace(
+                client,
+                request_id=call.request_id,
+                traceparent=call.traceparent,
+                received_s=call.received_s,
+                tenant=call.tenant,
+            )
         )
         return choices_of(prepared, call.choices)
 
@@ -69,6 +78,8 @@ class _Call:
         self._include_usage = body.include_usage
         self._with_report = request.headers.get(_REPORT_HEADER) == "1"
         self.choices = body.choices
+        self.tenant = request.get(TENANT, "")
+        self.received_s = time.monotonic()
         self.request_id = request.headers.get("x-request-id", "")
         self.traceparent = request.headers.get("traceparent", "")
 

@@ -10,14 +10,19 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from protos.tandem.v1 import common_pb2
+from router.access import Access, ssl_context
+from router.config import RouterConfig
 from router.dispatcher import Dispatcher
 from router.errors import RequestError, presentation
-from router.openai_http.answers import Answers
+from router.metrics import CONTENT_TYPE
+from router.openai_http.answers import TENANT, Answers
 from router.openai_http.formats import error_json, error_object
 
 _LOG = logging.getLogger(__name__)
 
 _DISPATCHER = web.AppKey("dispatcher", Dispatcher)
+_ACCESS = web.AppKey("access", Access)
+_OPEN_PATHS = frozenset({"/health", "/metrics"})
 _CREATED = web.AppKey("created", int)
 _QUEUE_RETRY_S = 1
 _GRACE_S = 2.0
@@ -26,14 +31,21 @@ _GRACE_S = 2.0
 class HttpServer:
     """Serves the OpenAI API at one address."""
 
-    def __init__(self, dispatcher: Dispatcher, max_body_bytes: int) -> None:
-        app = web.Application(client_max_size=max_body_bytes, middlewares=[_tell_errors])
+    def __init__(self, dispatcher: Dispatcher, config: RouterConfig) -> None:
+        """Raises OSError for TLS files that cannot be read."""
+        self._shares_port = config.shares_ports
+        self._ssl = None if config.tls is None else ssl_context(config.tls)
+        app = web.Application(
+            client_max_size=config.max_message_bytes, middlewares=[_tell_errors, _let_in]
+        )
         app[_DISPATCHER] = dispatcher
+        app[_ACCESS] = Access(config.api_keys)
         app[_CREATED] = int(time.time())
         answers = Answers(dispatcher)
         app.add_routes(
             [
                 web.get("/health", _health),
+                web.get("/metrics", _metrics),
                 web.get("/v1/models", _models),
                 web.get("/v1/models/{model:.+}", _model),
                 web.post("/v1/completions", answers.complete),
@@ -50,7 +62,13 @@ class HttpServer:
         host, _, port = address.rpartition(":")
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, host.strip("[]") or None, int(port)).start()
+            await web.TCPSite(
+                self._runner,
+                host.strip("[]") or None,
+                int(port),
+                ssl_context=self._ssl,
+                reuse_port=self._shares_port or None,
+            ).start()
         except OSError as error:
             raise OSError(
                 f"http: cannot listen on {address}: {error.strerror or error}; choose another port"
@@ -91,11 +109,27 @@ async def _tell_errors(
         return web.json_response(error_object(message, "server_error"), status=500)
 
 
+@web.middleware
+async def _let_in(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Everything but what probes and scrapers ask for needs a key, where there are keys."""
+    if request.path not in _OPEN_PATHS:
+        authorization = request.headers.get("authorization")
+        request[TENANT] = request.app[_ACCESS].tenant(authorization)
+    return await handler(request)
+
+
 async def _health(request: web.Request) -> web.Response:
     """200 when a request could be served, else 503."""
     ready = request.app[_DISPATCHER].ready
     answer = {"status": "ok" if ready else "no decode worker is connected"}
     return web.json_response(answer, status=200 if ready else 503)
+
+
+async def _metrics(request: web.Request) -> web.Response:
+    text = await request.app[_DISPATCHER].metrics_text()
+    return web.Response(body=text.encode(), headers={"content-type": CONTENT_TYPE})
 
 
 async def _models(request: web.Request) -> web.Response:

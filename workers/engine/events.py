@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from protos.tandem.v1.common_pb2 import ReasonCode
 from protos.tandem.v1.handoff_pb2 import HandoffTicket
 from protos.tandem.v1.inference_pb2 import HandoffReport, SpeculationReport
+from workers.engine.chosen import Chosen
 from workers.engine.load import Load
-from workers.engine.sampling.logprobs import Chosen
 from workers.state.prefix_cache import CacheChanges
 
 

@@ -1,31 +1,71 @@
-"""The thread that an engine runs in: commands in through a queue, events out through a callback.
+"""What runs an engine: commands in through a queue, events out through a callback.
 
-The engine itself is single-threaded and knows neither threads nor time-outs; this is the only
-place where the two worlds meet.
+An engine itself is single-threaded and knows neither threads nor time-outs; here, for one that
+computes, a thread of its own is where the two worlds meet.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import queue
 import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Protocol
 
 from workers.engine.commands import Command
 from workers.engine.events import StepEvents
-from workers.engine.native.engine import NativeEngine
-from workers.parallel.communicator import RanksLost
+from workers.parallel.errors import RanksLost
 
 _LOG = logging.getLogger(__name__)
 _STOP_TIMEOUT_S = 30.0
 
 
+class Engine(Protocol):
+    """What every engine offers to what runs it."""
+
+    @property
+    def idle_s(self) -> float | None:
+        """How long it may be left alone: 0 not at all, None until the next command."""
+
+    def handle(self, command: Command) -> None:
+        """Apply one command; what comes of it is in the events of the next step."""
+
+    def step(self) -> StepEvents:
+        """Advance every request and return what happened since the last step."""
+
+    def on_lost(self, callback: Callable[[RanksLost], object]) -> None:
+        """Have `callback` called when the engine cannot go on, in any thread; at most once."""
+
+    def close(self) -> None:
+        """Free everything."""
+
+
+class RunningEngine(Protocol):
+    """An engine together with what runs it."""
+
+    failed: Future[BaseException]
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the engine, if something did."""
+
+    def start(self) -> None:
+        """Begin to take steps."""
+
+    def post(self, command: Command) -> None:
+        """Hand a command over; never blocks."""
+
+    async def aclose(self) -> None:
+        """Take no more steps and free everything."""
+
+
 class EngineLoop:
     """Runs `engine` in a thread of its own until `stop` or until the engine raises."""
 
-    def __init__(self, engine: NativeEngine, emit: Callable[[StepEvents], object]) -> None:
+    def __init__(self, engine: Engine, emit: Callable[[StepEvents], object]) -> None:
         """`emit` is called in the engine's thread with the events of every step that had some."""
         self._engine = engine
         self._emit = emit
@@ -53,6 +93,10 @@ class EngineLoop:
             self._commands.put(None)
             self._thread.join(_STOP_TIMEOUT_S)
         self._engine.close()
+
+    async def aclose(self) -> None:
+        """`stop`, for those who must not block."""
+        await asyncio.to_thread(self.stop)
 
     def _run(self) -> None:
         try:

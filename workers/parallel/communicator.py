@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch._C import _distributed_c10d as c10d
 
+from workers.parallel.errors import RanksLost
 from workers.parallel.layout import ParallelLayout
 from workers.parallel.traffic import Collective, Traffic
 
@@ -29,10 +30,6 @@ _LOOPBACK = "127.0.0.1"
 # instead of the 2 (n - 1) of a ring. Of four ranks on two cores that takes a half to a fifth of the
 # time for 1 to 40 KB, and the same for 256 KB. NCCL chooses by itself.
 _DIRECT_BYTES = 65536
-
-
-class RanksLost(RuntimeError):
-    """A collective failed or took too long: the group cannot go on."""
 
 
 class _Group(Protocol):

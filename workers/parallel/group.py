@@ -25,7 +25,8 @@ from torch._C import _distributed_c10d as c10d
 
 from workers.config import WorkerConfig
 from workers.engine.native.calls import Call
-from workers.parallel.communicator import Communicator, RanksLost
+from workers.parallel.communicator import Communicator
+from workers.parallel.errors import RanksLost
 from workers.parallel.frames import encode
 from workers.parallel.rank import HOST, JOINING, READY, RankSetup, join
 from workers.parallel.traffic import Traffic

@@ -25,7 +25,8 @@ from workers.engine.native.part import device_of_rank, load_part
 from workers.engine.native.passes import ModelPasses
 from workers.model.config import ModelConfig
 from workers.model.rank_config import ranks_per_group
-from workers.parallel.communicator import Communicator, RanksLost
+from workers.parallel.communicator import Communicator
+from workers.parallel.errors import RanksLost
 from workers.parallel.frames import FrameError, read_call
 
 JOINING, READY = "joining", "ready"

@@ -40,6 +40,31 @@ class AdminStub:
                 request_serializer=protos_dot_tandem_dot_v1_dot_admin__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=protos_dot_tandem_dot_v1_dot_admin__pb2.GetStatusResponse.FromString,
                 _registered_method=True)
+        self.Watch = channel.unary_stream(
+                '/tandem.v1.Admin/Watch',
+                request_serializer=protos_dot_tandem_dot_v1_dot_admin__pb2.WatchRequest.SerializeToString,
+                response_deserializer=protos_dot_tandem_dot_v1_dot_admin__pb2.GetStatusResponse.FromString,
+                _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/tandem.v1.Admin/Explain',
+                request_serializer=protos_dot_tandem_dot_v1_dot_admin__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=protos_dot_tandem_dot_v1_dot_admin__pb2.ExplainResponse.FromString,
+                _registered_method=True)
+        self.Drain = channel.unary_stream(
+                '/tandem.v1.Admin/Drain',
+                request_serializer=protos_dot_tandem_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
+                response_deserializer=protos_dot_tandem_dot_v1_dot_admin__pb2.DrainProgress.FromString,
+                _registered_method=True)
+        self.Flip = channel.unary_unary(
+                '/tandem.v1.Admin/Flip',
+                request_serializer=protos_dot_tandem_dot_v1_dot_admin__pb2.FlipRequest.SerializeToString,
+                response_deserializer=protos_dot_tandem_dot_v1_dot_admin__pb2.FlipResponse.FromString,
+                _registered_method=True)
+        self.Scale = channel.unary_unary(
+                '/tandem.v1.Admin/Scale',
+                request_serializer=protos_dot_tandem_dot_v1_dot_admin__pb2.ScaleRequest.SerializeToString,
+                response_deserializer=protos_dot_tandem_dot_v1_dot_admin__pb2.ScaleResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -52,6 +77,36 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Watch(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Explain(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Drain(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Flip(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Scale(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -59,6 +114,31 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=protos_dot_tandem_dot_v1_dot_admin__pb2.GetStatusRequest.FromString,
                     response_serializer=protos_dot_tandem_dot_v1_dot_admin__pb2.GetStatusResponse.SerializeToString,
+            ),
+            'Watch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Watch,
+                    request_deserializer=protos_dot_tandem_dot_v1_dot_admin__pb2.WatchRequest.FromString,
+                    response_serializer=protos_dot_tandem_dot_v1_dot_admin__pb2.GetStatusResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=protos_dot_tandem_dot_v1_dot_admin__pb2.ExplainRequest.FromString,
+                    response_serializer=protos_dot_tandem_dot_v1_dot_admin__pb2.ExplainResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_stream_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=protos_dot_tandem_dot_v1_dot_admin__pb2.DrainRequest.FromString,
+                    response_serializer=protos_dot_tandem_dot_v1_dot_admin__pb2.DrainProgress.SerializeToString,
+            ),
+            'Flip': grpc.unary_unary_rpc_method_handler(
+                    servicer.Flip,
+                    request_deserializer=protos_dot_tandem_dot_v1_dot_admin__pb2.FlipRequest.FromString,
+                    response_serializer=protos_dot_tandem_dot_v1_dot_admin__pb2.FlipResponse.SerializeToString,
+            ),
+            'Scale': grpc.unary_unary_rpc_method_handler(
+                    servicer.Scale,
+                    request_deserializer=protos_dot_tandem_dot_v1_dot_admin__pb2.ScaleRequest.FromString,
+                    response_serializer=protos_dot_tandem_dot_v1_dot_admin__pb2.ScaleResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -89,6 +169,141 @@ class Admin:
             '/tandem.v1.Admin/GetStatus',
             protos_dot_tandem_dot_v1_dot_admin__pb2.GetStatusRequest.SerializeToString,
             protos_dot_tandem_dot_v1_dot_admin__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Watch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tandem.v1.Admin/Watch',
+            protos_dot_tandem_dot_v1_dot_admin__pb2.WatchRequest.SerializeToString,
+            protos_dot_tandem_dot_v1_dot_admin__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.v1.Admin/Explain',
+            protos_dot_tandem_dot_v1_dot_admin__pb2.ExplainRequest.SerializeToString,
+            protos_dot_tandem_dot_v1_dot_admin__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tandem.v1.Admin/Drain',
+            protos_dot_tandem_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
+            protos_dot_tandem_dot_v1_dot_admin__pb2.DrainProgress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Flip(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.v1.Admin/Flip',
+            protos_dot_tandem_dot_v1_dot_admin__pb2.FlipRequest.SerializeToString,
+            protos_dot_tandem_dot_v1_dot_admin__pb2.FlipResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Scale(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.v1.Admin/Scale',
+            protos_dot_tandem_dot_v1_dot_admin__pb2.ScaleRequest.SerializeToString,
+            protos_dot_tandem_dot_v1_dot_admin__pb2.ScaleResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -34,6 +34,11 @@ class AdminStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AdminAsyncStub: ...
     GetStatus: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetStatusRequest, _admin_pb2.GetStatusResponse]
+    Watch: _grpc.UnaryStreamMultiCallable[_admin_pb2.WatchRequest, _admin_pb2.GetStatusResponse]
+    Explain: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ExplainRequest, _admin_pb2.ExplainResponse]
+    Drain: _grpc.UnaryStreamMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainProgress]
+    Flip: _grpc.UnaryUnaryMultiCallable[_admin_pb2.FlipRequest, _admin_pb2.FlipResponse]
+    Scale: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ScaleRequest, _admin_pb2.ScaleResponse]
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -41,6 +46,11 @@ class AdminAsyncStub(AdminStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetStatus: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetStatusRequest, _admin_pb2.GetStatusResponse]  # type: ignore[assignment]
+    Watch: _aio.UnaryStreamMultiCallable[_admin_pb2.WatchRequest, _admin_pb2.GetStatusResponse]  # type: ignore[assignment]
+    Explain: _aio.UnaryUnaryMultiCallable[_admin_pb2.ExplainRequest, _admin_pb2.ExplainResponse]  # type: ignore[assignment]
+    Drain: _aio.UnaryStreamMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainProgress]  # type: ignore[assignment]
+    Flip: _aio.UnaryUnaryMultiCallable[_admin_pb2.FlipRequest, _admin_pb2.FlipResponse]  # type: ignore[assignment]
+    Scale: _aio.UnaryUnaryMultiCallable[_admin_pb2.ScaleRequest, _admin_pb2.ScaleResponse]  # type: ignore[assignment]
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     """What an operator of the cluster asks a router."""
@@ -51,5 +61,40 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.GetStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.GetStatusResponse, _abc.Awaitable[_admin_pb2.GetStatusResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Watch(
+        self,
+        request: _admin_pb2.WatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.GetStatusResponse], _abc.AsyncIterator[_admin_pb2.GetStatusResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Explain(
+        self,
+        request: _admin_pb2.ExplainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ExplainResponse, _abc.Awaitable[_admin_pb2.ExplainResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Drain(
+        self,
+        request: _admin_pb2.DrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.DrainProgress], _abc.AsyncIterator[_admin_pb2.DrainProgress]]: ...
+
+    @_abc_1.abstractmethod
+    def Flip(
+        self,
+        request: _admin_pb2.FlipRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.FlipResponse, _abc.Awaitable[_admin_pb2.FlipResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Scale(
+        self,
+        request: _admin_pb2.ScaleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ScaleResponse, _abc.Awaitable[_admin_pb2.ScaleResponse]]: ...
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

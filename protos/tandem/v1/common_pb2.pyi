@@ -47,6 +47,10 @@ class _ReasonCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReasonCode
     REASON_PROMPT_TOO_LONG: _ReasonCode.ValueType  # 22
     REASON_UNKNOWN_MODEL: _ReasonCode.ValueType  # 23
     REASON_DUPLICATE_REQUEST_ID: _ReasonCode.ValueType  # 24
+    REASON_UNAUTHENTICATED: _ReasonCode.ValueType  # 25
+    """no API key, or none that is known"""
+    REASON_UNKNOWN_REQUEST: _ReasonCode.ValueType  # 26
+    """no request of that id is remembered"""
     REASON_QUEUE_FULL: _ReasonCode.ValueType  # 30
     """The cluster cannot take it now."""
     REASON_NO_WORKERS: _ReasonCode.ValueType  # 31
@@ -100,6 +104,10 @@ REASON_EMPTY_PROMPT: ReasonCode.ValueType  # 21
 REASON_PROMPT_TOO_LONG: ReasonCode.ValueType  # 22
 REASON_UNKNOWN_MODEL: ReasonCode.ValueType  # 23
 REASON_DUPLICATE_REQUEST_ID: ReasonCode.ValueType  # 24
+REASON_UNAUTHENTICATED: ReasonCode.ValueType  # 25
+"""no API key, or none that is known"""
+REASON_UNKNOWN_REQUEST: ReasonCode.ValueType  # 26
+"""no request of that id is remembered"""
 REASON_QUEUE_FULL: ReasonCode.ValueType  # 30
 """The cluster cannot take it now."""
 REASON_NO_WORKERS: ReasonCode.ValueType  # 31

@@ -20,7 +20,7 @@ from workers.engine.events import StepEvents
 from workers.engine.loop import EngineLoop
 from workers.engine.native.engine import NativeEngine
 from workers.engine.native.loading import load_native_engine
-from workers.parallel.communicator import RanksLost
+from workers.parallel.errors import RanksLost
 from workers.parallel.layout import ParallelLayout
 from workers.parallel.rank import RankSetup
 from workers.telemetry import Tracing

@@ -29,6 +29,7 @@ class Running:
     decode: list[FakeWorker]
     server: RouterServer
     http: str
+    grpc_address: str
     channel: grpc.aio.Channel
     inference: inference_pb2_grpc.InferenceAsyncStub
     admin: admin_pb2_grpc.AdminAsyncStub
@@ -88,6 +89,7 @@ async def start_router(model_dir: Path) -> AsyncIterator[StartRouter]:
                 decode=writers,
                 server=server,
                 http=f"http://{addresses.http}",
+                grpc_address=addresses.grpc,
                 channel=channel,
                 inference=inference_pb2_grpc.InferenceStub(channel),
                 admin=admin_pb2_grpc.AdminStub(channel),

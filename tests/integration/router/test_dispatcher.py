@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -179,7 +180,7 @@ async def test_one_trace_holds_the_spans_of_the_router_and_reaches_the_workers(
     assert item.traceparent == f"00-{request['trace_id']}-{request['span_id']}-01"
 
 
-async def test_a_duplicate_of_a_running_id_is_refused(model_dir: Path) -> None:
+async def test_another_request_under_a_running_id_is_refused(model_dir: Path) -> None:
     script = Script(answer=[50], pause_after=3)
     worker = FakeWorker("d", "decode", script)
     dispatcher = Dispatcher(config(model_dir, await worker.start()), validate=True)
@@ -188,11 +189,57 @@ async def test_a_duplicate_of_a_running_id_is_refused(model_dir: Path) -> None:
     first = asyncio.create_task(run(dispatcher, same))
     await asyncio.wait_for(script.paused.wait(), TIMEOUT_S)
     with pytest.raises(RequestError) as error:
-        await run(dispatcher, same)
+        await run(dispatcher, replace(same, max_tokens=8))
     assert error.value.reason == common_pb2.REASON_DUPLICATE_REQUEST_ID
     script.go_on.set()
     assert len((await first)[0]) == 9
-    # An id is free again once its request has ended.
-    assert len((await run(dispatcher, same))[0]) == 9
+    # An id is free again for another request once its own has ended.
+    assert len((await run(dispatcher, replace(same, max_tokens=8)))[0]) == 8
     await dispatcher.stop()
     await worker.kill()
+
+
+async def test_a_retry_gets_the_same_answer_and_no_second_run(model_dir: Path) -> None:
+    script = Script(answer=[50, 51, 52], pause_after=3)
+    worker = FakeWorker("d", "decode", script)
+    dispatcher = Dispatcher(config(model_dir, await worker.start()), validate=True)
+    await dispatcher.start(TIMEOUT_S)
+    same = ClientRequest([7], request_id="same", max_tokens=9, temperature=1.0)
+    first = asyncio.create_task(run(dispatcher, same))
+    await asyncio.wait_for(script.paused.wait(), TIMEOUT_S)
+    prepared = await dispatcher.prepare(same)
+    joined, leaving = dispatcher.begin(prepared), dispatcher.begin(prepared)
+    delta = await joined.next()
+    assert isinstance(delta, Delta)
+    # One that leaves does not end it for the others.
+    await leaving.next()
+    leaving.leave()
+    script.go_on.set()
+    ids, finished = await first
+    rest = await joined.next()
+    while not isinstance(rest, Finished):
+        delta = Delta(delta.text + rest.text, [*delta.token_ids, *rest.token_ids], ())
+        rest = await joined.next()
+    joined.leave()
+    assert list(delta.token_ids) == ids
+    assert rest == finished
+    assert await run(dispatcher, same) == (ids, finished)
+    assert script.items.qsize() == 1
+    await dispatcher.stop()
+    await worker.kill()
+
+
+async def test_a_retry_on_another_router_draws_the_same_seed(model_dir: Path) -> None:
+    seeds = []
+    for _ in range(2):
+        script = Script(answer=[50])
+        worker = FakeWorker("d", "decode", script)
+        dispatcher = Dispatcher(config(model_dir, await worker.start()))
+        await dispatcher.start(TIMEOUT_S)
+        await run(dispatcher, ClientRequest([7], request_id="mine", max_tokens=1))
+        await run(dispatcher, ClientRequest([7], max_tokens=1))
+        seeds.append([script.items.get_nowait().sampling.seed for _ in range(2)])
+        await dispatcher.stop()
+        await worker.kill()
+    assert seeds[0][0] == seeds[1][0]
+    assert seeds[0][1] != seeds[1][1]

@@ -195,17 +195,20 @@ async def test_a_deadline_ends_a_request_that_hangs(start_router: StartRouter) -
     assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-async def test_a_running_request_id_is_refused_and_the_first_goes_on(
+async def test_a_running_request_id_is_refused_to_others_and_the_first_goes_on(
     start_router: StartRouter,
 ) -> None:
     router = await start_router(pause_after=5)
     first = Client(router, text_request(request_id="same"))
     await first.read(5)
     with pytest.raises(grpc.aio.AioRpcError) as error:
-        await collect(router, text_request(request_id="same"))
+        await collect(router, text_request("Another", request_id="same"))
     assert error.value.code() is grpc.StatusCode.ALREADY_EXISTS
+    retry = Client(router, text_request(request_id="same"))
+    await retry.read(5)
     router.script.go_on.set()
     assert len((await first.rest())[1]) == 20
+    assert (await retry.rest())[:2] == (await first.rest())[:2]
 
 
 async def test_a_full_queue_refuses(start_router: StartRouter) -> None:

@@ -37,7 +37,7 @@ from workers.engine.sampling.verify import choose_windows
 from workers.handoff.agent import NixlAgent
 from workers.handoff.receiver import Arrival, HandoffReceiver
 from workers.handoff.sender import HandoffSender, Sent
-from workers.parallel.communicator import RanksLost
+from workers.parallel.errors import RanksLost
 from workers.parallel.group import RankGroup
 from workers.state.memory import Hit, OutOfMemory, StateMemory
 from workers.telemetry import Tracing

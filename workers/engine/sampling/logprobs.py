@@ -7,22 +7,11 @@ vLLM reports them by default.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """One chosen token and, when asked for, its log-probability and the best alternatives'.
-
-    `top` is ordered, most likely first, and has the chosen token where it is among them.
-    """
-
-    token_id: int
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
+from workers.engine.chosen import Chosen as Chosen
 
 
 def with_logprobs(logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> list[Chosen]:

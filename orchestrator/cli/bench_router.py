@@ -1,0 +1,80 @@
+"""`tandem bench router`: what a router costs between simulated workers and a load client."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.terminal import print_json
+
+Progress = Callable[[], AbstractContextManager[Callable[[str], None]]]
+
+
+def router_command(progress: Progress) -> Callable[..., None]:
+    """The command; `progress` shows what is being measured."""
+
+    def router(
+        model: Annotated[
+            Path | None, typer.Option(help="Checkpoint folder; the shipped model if not given.")
+        ] = None,
+        routers: Annotated[int, typer.Option(min=1, help="Router processes.")] = 1,
+        isl: Annotated[int, typer.Option(min=1, help="Tokens of a prompt.")] = 64,
+        osl: Annotated[int, typer.Option(min=2, help="Tokens of an answer.")] = 64,
+        step_ms: Annotated[
+            float, typer.Option(min=0.5, help="Time of a simulated decode step: the ITL.")
+        ] = 5.0,
+        concurrency: Annotated[
+            int, typer.Option(min=1, help="Requests at once that saturate.")
+        ] = 512,
+        rps: Annotated[
+            float, typer.Option(help="Rate at which latency is taken, if saturation allows.")
+        ] = 500.0,
+        seconds: Annotated[float, typer.Option(min=0.5, help="Of each phase.")] = 5.0,
+        open_requests: Annotated[
+            int, typer.Option(min=1, help="Open at once to see what they take of memory.")
+        ] = 10_000,
+        memory_requests: Annotated[
+            int, typer.Option(min=100, help="Short ones, to see whether memory grows.")
+        ] = 100_000,
+        quick: Annotated[
+            bool, typer.Option("--quick", help="Only show that everything runs.")
+        ] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    ) -> None:
+        """Real router processes between simulated workers and a load client."""
+        from orchestrator.bench.router import settings as given
+        from orchestrator.bench.router.goals import judge
+        from orchestrator.bench.router.results import document, lines
+        from orchestrator.bench.router.run import run_router_bench
+        from orchestrator.spec import load_spec
+
+        settings = given.RouterBenchSettings(
+            model=Path(load_spec().model.path) if model is None else model,
+            routers=routers,
+            prompt_tokens=isl,
+            output_tokens=osl,
+            step_ms=step_ms,
+            concurrency=concurrency,
+            rate_rps=rps,
+            measure_s=seconds,
+            open_requests=open_requests,
+            memory_requests=memory_requests,
+        )
+        if quick:
+            settings = given.quick(settings)
+        began_s = time.monotonic()
+        with progress() as report:
+            found = run_router_bench(settings, report)
+        targets = judge(settings, found)
+        if as_json:
+            print_json(document(settings, found, targets, time.monotonic() - began_s))
+            return
+        for line in lines(found, targets):
+            print(line)
+
+    return router

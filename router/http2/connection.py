@@ -1,0 +1,349 @@
+"""The server's side of one HTTP/2 connection: bytes in, events and bytes out. Pure.
+
+Keeps the order of frames, flow control both ways, and limits on what a peer may make it hold.
+Raises Http2Error for a peer that breaks the protocol; the connection is then to be closed.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from hpack import Decoder
+from hpack.exceptions import HPACKError
+
+from router.http2 import frames
+from router.http2.frames import ErrorCode, Http2Error
+
+# At level DEBUG it logs every header, and so every key.
+logging.getLogger("hpack").setLevel(logging.WARNING)
+
+_DEFAULT_WINDOW = 65_535
+_MOST_WINDOW = 2**31 - 1
+_DEFAULT_FRAME = 16_384
+# What a client may send before it hears of it: a long prompt in one go.
+_STREAM_WINDOW = 1 << 20
+_CONNECTION_WINDOW = 16 << 20
+_MOST_HEADER_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class RequestStarted:
+    """A stream was opened."""
+
+    stream_id: int
+    headers: list[tuple[str, str]]
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DataCame:
+    """A part of a request's body; `ended`: the last one, maybe empty."""
+
+    stream_id: int
+    data: bytes
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StreamReset:
+    """The peer wants no more of a stream."""
+
+    stream_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Writable:
+    """Everything given to a stream has gone out."""
+
+    stream_id: int
+
+
+Event: TypeAlias = RequestStarted | DataCame | StreamReset | Writable
+
+
+@dataclass(slots=True)
+class _Stream:
+    send_window: int
+    received: int = 0  # bytes that the peer was not credited for yet
+    remote_ended: bool = False
+    waiting: deque[bytes] = field(default_factory=deque)  # what flow control holds back
+    trailers: bytes | None = None  # to follow what waits
+
+
+class ServerConnection:
+    """One connection; `out` is what is to be written, taken by its owner."""
+
+    def __init__(self, most_streams: int) -> None:
+        self._most_streams = most_streams
+        self._buffer = bytearray()
+        self._greeted = False
+        self._decoder = Decoder(max_header_list_size=_MOST_HEADER_BYTES)
+        self._streams: dict[int, _Stream] = {}
+        self._last_stream_id = 0
+        self._headers: tuple[int, int, bytearray] | None = None  # stream, flags, block so far
+        self._send_window = _DEFAULT_WINDOW
+        self._initial_window = _DEFAULT_WINDOW
+        self._most_frame = _DEFAULT_FRAME
+        self._received = 0
+        self._events: list[Event] = []
+        self.out: list[bytes] = [
+            frames.settings(
+                (
+                    (frames.SETTING_MAX_CONCURRENT_STREAMS, most_streams),
+                    (frames.SETTING_INITIAL_WINDOW, _STREAM_WINDOW),
+                    (frames.SETTING_MAX_HEADER_LIST, _MOST_HEADER_BYTES),
+                )
+            ),
+            frames.window_update(0, _CONNECTION_WINDOW - _DEFAULT_WINDOW),
+        ]
+
+    def receive(self, data: bytes) -> list[Event]:
+        """Take in what came; raises Http2Error."""
+        buffer = self._buffer
+        buffer += data
+        at = 0
+        if not self._greeted:
+            preface = frames.PREFACE
+            if buffer[: len(preface)] != preface[: len(buffer)]:
+                raise Http2Error(ErrorCode.PROTOCOL_ERROR, "this is no HTTP/2 client")
+            if len(buffer) < len(preface):
+                return []
+            self._greeted = True
+            at = len(preface)
+        while len(buffer) - at >= frames.HEADER_BYTES:
+            length, kind, flags, stream_id = frames.frame_head(buffer, at)
+            if length > _DEFAULT_FRAME:
+                raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
+            end = at + frames.HEADER_BYTES + length
+            if end > len(buffer):
+                break
+            self._take(kind, flags, stream_id, bytes(buffer[at + frames.HEADER_BYTES : end]))
+            at = end
+        del buffer[:at]
+        events, self._events = self._events, []
+        return events
+
+    # What the server says.
+
+    def send_headers(self, stream_id: int, block: bytes) -> None:
+        """Open an answer; nothing happens when the stream has gone."""
+        if stream_id in self._streams:
+            self.out.append(frames.frame(frames.HEADERS, frames.END_HEADERS, stream_id, block))
+
+    def send_data(self, stream_id: int, data: bytes) -> bool:
+        """Send a part of an answer; False when it waits for the peer, and Writable will come."""
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return True
+        size = len(data)
+        if not stream.waiting and size <= min(
+            self._send_window, stream.send_window, self._most_frame
+        ):
+            stream.send_window -= size
+            self._send_window -= size
+            self.out.append(frames.frame(frames.DATA, 0, stream_id, data))
+            return True
+        stream.waiting.append(data)
+        return self._send_waiting(stream_id, stream)
+
+    def send_trailers(self, stream_id: int, block: bytes) -> None:
+        """End an answer, after what still waits."""
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return
+        stream.trailers = block
+        if not stream.waiting:
+            self._finish(stream_id, stream)
+
+    def reset(self, stream_id: int, code: ErrorCode) -> None:
+        """Break a stream off."""
+        if self._streams.pop(stream_id, None) is not None:
+            self.out.append(frames.rst_stream(stream_id, code))
+
+    def go_away(self, code: ErrorCode = ErrorCode.NO_ERROR, detail: str = "") -> None:
+        """Tell the peer to open no more streams."""
+        self.out.append(frames.goaway(self._last_stream_id, code, detail))
+
+    def _finish(self, stream_id: int, stream: _Stream) -> None:
+        assert stream.trailers is not None
+        flags = frames.END_HEADERS | frames.END_STREAM
+        self.out.append(frames.frame(frames.HEADERS, flags, stream_id, stream.trailers))
+        if not stream.remote_ended:
+            self.out.append(frames.rst_stream(stream_id, ErrorCode.NO_ERROR))
+        del self._streams[stream_id]
+
+    def _send_waiting(self, stream_id: int, stream: _Stream) -> bool:
+        """Send what the windows allow; whether nothing is left."""
+        waiting = stream.waiting
+        while waiting:
+            size = min(len(waiting[0]), self._send_window, stream.send_window, self._most_frame)
+            if size <= 0 and waiting[0]:
+                return False
+            part, rest = waiting[0][:size], waiting[0][size:]
+            stream.send_window -= size
+            self._send_window -= size
+            self.out.append(frames.frame(frames.DATA, 0, stream_id, part))
+            if rest:
+                waiting[0] = rest
+            else:
+                waiting.popleft()
+        if stream.trailers is not None:
+            self._finish(stream_id, stream)
+        return True
+
+    # What the peer says.
+
+    def _take(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
+        if self._headers is not None and kind != frames.CONTINUATION:
+            raise Http2Error(ErrorCode.PROTOCOL_ERROR, "a header block was broken off")
+        match kind:
+            case frames.DATA:
+                self._take_data(flags, stream_id, payload)
+            case frames.HEADERS:
+                payload = _unpadded(flags, payload)
+                if flags & frames.HAS_PRIORITY:
+                    payload = payload[5:]
+                self._headers = (stream_id, flags, bytearray())
+                self._take_block(flags, payload)
+            case frames.CONTINUATION:
+                if self._headers is None or self._headers[0] != stream_id:
+                    raise Http2Error(ErrorCode.PROTOCOL_ERROR, "a continuation of nothing")
+                self._take_block(flags, payload)
+            case frames.RST_STREAM:
+                if stream_id == 0 or stream_id > self._last_stream_id:
+                    raise Http2Error(ErrorCode.PROTOCOL_ERROR, "a reset of no stream")
+                if self._streams.pop(stream_id, None) is not None:
+                    self._events.append(StreamReset(stream_id))
+            case frames.SETTINGS:
+                self._take_settings(flags, payload)
+            case frames.PING:
+                if len(payload) != 8:
+                    raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "a ping has 8 bytes")
+                if not flags & frames.ACK:
+                    self.out.append(frames.frame(frames.PING, frames.ACK, 0, payload))
+            case frames.WINDOW_UPDATE:
+                self._take_window(stream_id, payload)
+            case frames.PUSH_PROMISE:
+                raise Http2Error(ErrorCode.PROTOCOL_ERROR, "a client cannot push")
+            case _:
+                pass  # PRIORITY, GOAWAY and what later versions know
+
+    def _take_block(self, flags: int, payload: bytes) -> None:
+        assert self._headers is not None
+        stream_id, first_flags, block = self._headers
+        block += payload
+        if len(block) > _MOST_HEADER_BYTES:
+            raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "the headers are too long")
+        if not flags & frames.END_HEADERS:
+            return
+        self._headers = None
+        try:
+            # Of every block, wanted or not: each changes the decoder's table.
+            headers = [
+                (str(name), str(value)) for name, value in self._decoder.decode(bytes(block))
+            ]
+        except (HPACKError, UnicodeDecodeError, ValueError) as error:
+            raise Http2Error(ErrorCode.COMPRESSION_ERROR, "headers do not decode") from error
+        ended = bool(first_flags & frames.END_STREAM)
+        stream = self._streams.get(stream_id)
+        if stream is not None:  # trailers
+            self._end_remote(stream_id, stream, b"")
+            return
+        if stream_id % 2 == 0 or stream_id <= self._last_stream_id:
+            if stream_id and stream_id <= self._last_stream_id and stream_id % 2:
+                return  # of a stream that has ended here meanwhile
+            raise Http2Error(ErrorCode.PROTOCOL_ERROR, f"stream {stream_id} cannot be opened")
+        self._last_stream_id = stream_id
+        if len(self._streams) >= self._most_streams:
+            self.out.append(frames.rst_stream(stream_id, ErrorCode.REFUSED_STREAM))
+            return
+        self._streams[stream_id] = _Stream(self._initial_window, remote_ended=ended)
+        self._events.append(RequestStarted(stream_id, headers, ended))
+
+    def _take_data(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id == 0 or stream_id > self._last_stream_id:
+            raise Http2Error(ErrorCode.PROTOCOL_ERROR, "data of no stream")
+        self._received += len(payload)
+        if self._received >= _CONNECTION_WINDOW // 2:
+            self.out.append(frames.window_update(0, self._received))
+            self._received = 0
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return
+        if stream.remote_ended:
+            raise Http2Error(ErrorCode.STREAM_CLOSED, "data after the end")
+        stream.received += len(payload)
+        data = _unpadded(flags, payload)
+        if flags & frames.END_STREAM:
+            self._end_remote(stream_id, stream, data)
+            return
+        if stream.received >= _STREAM_WINDOW // 2:
+            self.out.append(frames.window_update(stream_id, stream.received))
+            stream.received = 0
+        self._events.append(DataCame(stream_id, data, False))
+
+    def _end_remote(self, stream_id: int, stream: _Stream, data: bytes) -> None:
+        stream.remote_ended = True
+        self._events.append(DataCame(stream_id, data, True))
+
+    def _take_settings(self, flags: int, payload: bytes) -> None:
+        if flags & frames.ACK:
+            return
+        if len(payload) % 6:
+            raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "settings of a wrong length")
+        for at in range(0, len(payload), 6):
+            name, value = struct.unpack_from(">HI", payload, at)
+            if name == frames.SETTING_INITIAL_WINDOW:
+                if value > _MOST_WINDOW:
+                    raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "a window too large")
+                for stream in self._streams.values():
+                    stream.send_window += value - self._initial_window
+                self._initial_window = value
+            elif name == frames.SETTING_MAX_FRAME:
+                if not _DEFAULT_FRAME <= value < 1 << 24:
+                    raise Http2Error(ErrorCode.PROTOCOL_ERROR, "a frame size out of range")
+                self._most_frame = value
+        self.out.append(frames.frame(frames.SETTINGS, frames.ACK, 0))
+        self._resume_all()
+
+    def _take_window(self, stream_id: int, payload: bytes) -> None:
+        if len(payload) != 4:
+            raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "a window update has 4 bytes")
+        increment = int.from_bytes(payload) & _MOST_WINDOW
+        if stream_id == 0:
+            self._send_window += increment
+            if increment == 0 or self._send_window > _MOST_WINDOW:
+                raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "a window out of range")
+            self._resume_all()
+            return
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return
+        stream.send_window += increment
+        if increment == 0 or stream.send_window > _MOST_WINDOW:
+            self.reset(stream_id, ErrorCode.FLOW_CONTROL_ERROR)
+            self._events.append(StreamReset(stream_id))
+        else:
+            self._resume(stream_id, stream)
+
+    def _resume_all(self) -> None:
+        for stream_id, stream in list(self._streams.items()):
+            if self._send_window <= 0:
+                return
+            self._resume(stream_id, stream)
+
+    def _resume(self, stream_id: int, stream: _Stream) -> None:
+        if stream.waiting and self._send_waiting(stream_id, stream):
+            self._events.append(Writable(stream_id))
+
+
+def _unpadded(flags: int, payload: bytes) -> bytes:
+    if not flags & frames.PADDED:
+        return payload
+    if not payload or payload[0] >= len(payload):
+        raise Http2Error(ErrorCode.PROTOCOL_ERROR, "more padding than payload")
+    return payload[1 : len(payload) - payload[0]]

@@ -1,0 +1,1 @@
+"""An engine that keeps time like a real one and computes nothing: for routers under test."""

@@ -1,0 +1,356 @@
+"""The simulated engine: accepts work, keeps time, and makes tokens on schedule.
+
+The same commands, events and order of things as the native engine: a step reads prompt chunks and
+decodes one token for every request that is ready; what a step makes comes out when its time is
+over. It owns no thread, no socket and no clock: time is read through `clock_s`, which may be
+virtual, and a hand-off is a notification that `send` carries.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from protos.tandem.v1.common_pb2 import (
+    REASON_INVALID_ARGUMENT,
+    REASON_LEASE_EXPIRED,
+    REASON_LENGTH,
+    REASON_MANIFEST_MISMATCH,
+    REASON_OUT_OF_CAPACITY,
+    REASON_STOP_TOKEN,
+    ReasonCode,
+)
+from protos.tandem.v1.handoff_pb2 import HandoffTicket, Manifest, RankTarget
+from protos.tandem.v1.inference_pb2 import HandoffReport, SpeculationReport
+from workers.engine.commands import Cancel, Command, Prefill, Reserve, WorkItem
+from workers.engine.events import (
+    Credits,
+    Ended,
+    PrefillDone,
+    Reserved,
+    StateArrived,
+    StepEvents,
+    TokenRow,
+)
+from workers.engine.simulated.prefixes import Prefixes
+from workers.engine.simulated.sequence import Sequence, Stage
+from workers.engine.simulated.text import chosen, context_of, extended, next_token
+from workers.engine.simulated.times import StepTimes
+
+# Of a step's tokens, the share that prompts get however many requests decode; as in the native one.
+_LEAST_PREFILL_SHARE = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one simulated worker can take."""
+
+    max_requests: int
+    kv_tokens: int
+    step_tokens: int
+    vocab_size: int
+    lease_s: float  # a reservation whose state does not come in time is given up
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a hand-off names; `address` is where notifications reach this worker."""
+
+    worker_id: str
+    model_fingerprint: str
+    epoch: int
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """The step that runs: who takes part, and when it is over."""
+
+    due_s: float
+    rows: list[Sequence]
+    chunks: list[tuple[Sequence, int]]
+
+
+class SimulatedEngine:
+    """Owns every request that this worker has accepted."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        limits: Limits,
+        times: StepTimes,
+        prefixes: Prefixes,
+        send: Callable[[str, bytes], None],
+        clock_s: Callable[[], float],
+        rng: random.Random,
+    ) -> None:
+        """`send(address, notification)` takes a notification to another worker, which hands it to
+        its `arrived`; one that gets lost costs the request its lease and nothing else."""
+        self._identity = identity
+        self._limits = limits
+        self._times = times
+        self._prefixes = prefixes
+        self._send = send
+        self._clock_s = clock_s
+        self._rng = rng
+        self._sequences: dict[int, Sequence] = {}
+        self._to_read: dict[int, Sequence] = {}
+        self._decoding: dict[int, Sequence] = {}
+        self._reservations: dict[int, Sequence] = {}
+        self._held_tokens = 0
+        self._running: _Step | None = None
+        # Ends of transfers; those of requests that have gone are passed over.
+        self._transfers: list[tuple[float, int, Sequence]] = []
+        self._transfer_numbers = itertools.count()
+        self._events = StepEvents()
+        self._last_credits: Credits | None = None
+
+    @property
+    def idle_s(self) -> float | None:
+        """How long the engine may be left alone: 0 not at all, None until the next command."""
+        if self._last_credits is None or self._events or (self._running is None and self._busy):
+            return 0.0
+        dues = [self._transfers[0][0]] if self._transfers else []
+        if self._running is not None:
+            dues.append(self._running.due_s)
+        if (reserved := self._first_reserved()) is not None:
+            dues.append(reserved.lease_end_s)
+        return max(0.0, min(dues) - self._clock_s()) if dues else None
+
+    @property
+    def credits(self) -> Credits:
+        """How much more this engine takes now."""
+        total = self._limits.kv_tokens
+        slots = self._limits.max_requests - len(self._sequences)
+        return Credits(slots, total - self._held_tokens, total)
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._to_read or self._decoding)
+
+    def handle(self, command: Command) -> None:
+        """Apply one command; what comes of it is in the events of the next step."""
+        match command:
+            case Reserve(item, token_ids):
+                self._reserve(item, token_ids)
+            case Prefill(item, token_ids, ticket):
+                sequence = self._accept(item, token_ids)
+                if sequence is not None:
+                    sequence.ticket = ticket
+                    sequence.unread_tokens = len(token_ids)
+                    self._to_read[item.key] = sequence
+            case Cancel(key, reason):
+                sequence = self._sequences.get(key)
+                if sequence is not None:
+                    self._end(sequence, reason)
+
+    def arrived(self, notification: bytes) -> None:
+        """Take the notification of another worker: the state of a reservation is here."""
+        manifest = Manifest.FromString(notification)
+        sequence = self._reservations.get(manifest.reservation)
+        if sequence is None:
+            return  # cancelled or given up while it was on its way
+        identity = self._identity
+        sent = (manifest.model_fingerprint, manifest.epoch, manifest.tokens)
+        wanted = (identity.model_fingerprint, identity.epoch, len(sequence.prompt))
+        if sent != wanted:
+            detail = f"state of (model, epoch, tokens) {sent} came for a reservation of {wanted}"
+            self._end(sequence, REASON_MANIFEST_MISMATCH, detail)
+            return
+        del self._reservations[manifest.reservation]
+        self._events.state_arrived.append(StateArrived(sequence.key))
+        # Token 0 came to the client from prefill; here it only has to be fed.
+        sequence.context = extended(sequence.context, manifest.first_token_id)
+        sequence.made_tokens = 1
+        self._decode(sequence)
+
+    def step(self) -> StepEvents:
+        """Finish what is due, begin what can be begun, and return what happened."""
+        now_s = self._clock_s()
+        self._expire(now_s)
+        begin_s = now_s
+        if self._running is not None and self._running.due_s <= now_s:
+            finished, self._running = self._running, None
+            self._finish(finished)
+            # A timer that comes late must not slow the schedule down; a stall is not made up for.
+            begin_s = max(finished.due_s, now_s - self._times.step_s(0, len(finished.rows), 0))
+        if self._running is None and self._busy:
+            self._begin(begin_s)
+        credits = self.credits
+        if credits != self._last_credits:
+            self._last_credits = self._events.credits = credits
+        events, self._events = self._events, StepEvents()
+        return events
+
+    def close(self) -> None:
+        """Forget everything."""
+        for sequence in list(self._sequences.values()):
+            self._forget(sequence)
+        self._running = None
+        self._transfers.clear()
+
+    def _accept(self, item: WorkItem, prompt: tuple[int, ...]) -> Sequence | None:
+        """Take a request in, or say why not."""
+        sampling = item.sampling
+        needed = len(prompt) + sampling.max_tokens
+        problem: tuple[ReasonCode.ValueType, str] | None = None
+        if not prompt or sampling.max_tokens < 1:
+            problem = REASON_INVALID_ARGUMENT, "a request needs prompt tokens and room to answer"
+        elif sampling.grammar is not None:
+            problem = REASON_INVALID_ARGUMENT, "the simulated engine follows no grammar"
+        elif len(self._sequences) >= self._limits.max_requests:
+            most = self._limits.max_requests
+            problem = REASON_OUT_OF_CAPACITY, f"all {most} requests that it holds are running"
+        elif needed > self._limits.kv_tokens - self._held_tokens:
+            free = self._limits.kv_tokens - self._held_tokens
+            problem = REASON_OUT_OF_CAPACITY, f"{needed} tokens needed, {free} are free"
+        if problem is not None:
+            self._events.ended.append(Ended(item.key, *problem))
+            return None
+        sequence = Sequence(item, prompt, needed, context_of(prompt))
+        self._sequences[item.key] = sequence
+        self._held_tokens += needed
+        return sequence
+
+    def _reserve(self, item: WorkItem, prompt: tuple[int, ...]) -> None:
+        sequence = self._accept(item, prompt)
+        if sequence is None:
+            return
+        sequence.stage = Stage.RESERVED
+        sequence.reservation = self._rng.getrandbits(63)
+        sequence.lease_end_s = self._clock_s() + self._limits.lease_s
+        self._reservations[sequence.reservation] = sequence
+        ticket = HandoffTicket(
+            reservation=sequence.reservation,
+            worker_id=self._identity.worker_id,
+            model_fingerprint=self._identity.model_fingerprint,
+            epoch=self._identity.epoch,
+            ranks=[RankTarget(agent_name=self._identity.address)],
+        )
+        self._events.reserved.append(Reserved(item.key, ticket))
+
+    def _begin(self, begin_s: float) -> None:
+        """Put a step together: every request that decodes, and prompts in what they leave."""
+        rows = list(self._decoding.values())
+        step_tokens = self._limits.step_tokens
+        budget = max(step_tokens - len(rows), int(step_tokens * _LEAST_PREFILL_SHARE))
+        chunks: list[tuple[Sequence, int]] = []
+        for sequence in sorted(self._to_read.values(), key=lambda row: row.urgency):
+            if budget <= 0:
+                break
+            if sequence.started_s is None:
+                sequence.started_s = begin_s
+                sequence.cached_tokens = self._prefixes.longest(sequence.prompt)
+                sequence.unread_tokens -= sequence.cached_tokens
+            tokens = min(budget, sequence.unread_tokens)
+            budget -= tokens
+            chunks.append((sequence, tokens))
+        read_tokens = sum(tokens for _, tokens in chunks)
+        context_tokens = sum(len(row.prompt) + row.made_tokens for row in rows)
+        due_s = begin_s + self._times.step_s(read_tokens, len(rows), context_tokens)
+        self._running = _Step(due_s, rows, chunks)
+
+    def _finish(self, step: _Step) -> None:
+        for row in step.rows:
+            if row.stage is Stage.DECODING:
+                self._make_token(row)
+        for sequence, tokens in step.chunks:
+            if sequence.stage is not Stage.READING:
+                continue
+            sequence.unread_tokens -= tokens
+            if sequence.unread_tokens == 0:
+                self._answer(sequence, step.due_s)
+
+    def _answer(self, sequence: Sequence, now_s: float) -> None:
+        """The prompt is read: make the first token, and hand off or go on here."""
+        del self._to_read[sequence.key]
+        self._prefixes.remember(sequence.prompt)
+        assert sequence.started_s is not None
+        sequence.prefill_ms = (now_s - sequence.started_s) * 1e3
+        if sequence.ticket is None:
+            self._events.prefill_done.append(
+                PrefillDone(sequence.key, sequence.prefill_ms, None, sequence.cached_tokens)
+            )
+            self._make_token(sequence)
+            if sequence.stage is not Stage.ENDED:
+                self._decode(sequence)
+            return
+        sequence.stage = Stage.SENDING
+        self._make_token(sequence)
+        if sequence.stage is Stage.SENDING:
+            done_s = now_s + self._times.transfer_s(len(sequence.prompt))
+            heapq.heappush(self._transfers, (done_s, next(self._transfer_numbers), sequence))
+
+    def _decode(self, sequence: Sequence) -> None:
+        sequence.stage = Stage.DECODING
+        self._decoding[sequence.key] = sequence
+
+    def _make_token(self, sequence: Sequence) -> None:
+        sampling, vocab_size = sequence.item.sampling, self._limits.vocab_size
+        token_id = next_token(sequence.context, sampling, vocab_size)
+        sequence.context = extended(sequence.context, token_id)
+        sequence.last_token_id = token_id
+        row = TokenRow(
+            sequence.key, sequence.made_tokens, (chosen(token_id, sampling, vocab_size),)
+        )
+        self._events.tokens.append(row)
+        sequence.made_tokens += 1
+        if token_id in sampling.stop_token_ids:
+            self._end(sequence, REASON_STOP_TOKEN)
+        elif sequence.made_tokens >= sampling.max_tokens:
+            self._end(sequence, REASON_LENGTH)
+
+    def _first_reserved(self) -> Sequence | None:
+        """The reservation whose lease ends first; all leases are equally long."""
+        return next(iter(self._reservations.values()), None)
+
+    def _expire(self, now_s: float) -> None:
+        """End the transfers and leases whose time has come."""
+        while self._transfers and self._transfers[0][0] <= now_s:
+            _, _, sequence = heapq.heappop(self._transfers)
+            if sequence.stage is Stage.SENDING:
+                self._sent(sequence)
+        while (reserved := self._first_reserved()) is not None and reserved.lease_end_s <= now_s:
+            detail = f"no state came within the {self._limits.lease_s:g} s of its lease"
+            self._end(reserved, REASON_LEASE_EXPIRED, detail)
+
+    def _sent(self, sequence: Sequence) -> None:
+        ticket, tokens = sequence.ticket, len(sequence.prompt)
+        assert ticket is not None
+        manifest = Manifest(
+            reservation=ticket.reservation,
+            model_fingerprint=self._identity.model_fingerprint,
+            epoch=self._identity.epoch,
+            tokens=tokens,
+            first_token_id=sequence.last_token_id,
+        )
+        self._send(ticket.ranks[0].agent_name, manifest.SerializeToString())
+        transfer_ms = self._times.transfer_s(tokens) * 1e3
+        report = HandoffReport(
+            kv_bytes=self._times.state_bytes(tokens) - self._times.state_bytes(0),
+            mamba_bytes=self._times.state_bytes(0),
+            descriptors=1,
+            transfer_ms=transfer_ms,
+            handoff_ms=transfer_ms,
+        )
+        self._events.prefill_done.append(
+            PrefillDone(sequence.key, sequence.prefill_ms, report, sequence.cached_tokens)
+        )
+        self._forget(sequence)
+
+    def _end(self, sequence: Sequence, reason: ReasonCode.ValueType, detail: str = "") -> None:
+        steps = sequence.made_tokens - 1 if sequence.stage is Stage.DECODING else 0
+        speculation = SpeculationReport(steps=steps) if steps > 0 else None
+        self._events.ended.append(Ended(sequence.key, reason, detail, speculation))
+        self._forget(sequence)
+
+    def _forget(self, sequence: Sequence) -> None:
+        sequence.stage = Stage.ENDED
+        del self._sequences[sequence.key]
+        self._to_read.pop(sequence.key, None)
+        self._decoding.pop(sequence.key, None)
+        self._reservations.pop(sequence.reservation, None)
+        self._held_tokens -= sequence.held_tokens

@@ -1,0 +1,48 @@
+"""One request inside the simulated engine."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from protos.tandem.v1.handoff_pb2 import HandoffTicket
+from workers.engine.commands import WorkItem
+
+
+class Stage(enum.Enum):
+    """Where a request is."""
+
+    READING = enum.auto()
+    RESERVED = enum.auto()
+    SENDING = enum.auto()
+    DECODING = enum.auto()
+    ENDED = enum.auto()
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """`held_tokens` of KV belong to it until it ends; `context` is the digest of all its tokens."""
+
+    item: WorkItem
+    prompt: tuple[int, ...]
+    held_tokens: int
+    context: int
+    stage: Stage = Stage.READING
+    ticket: HandoffTicket | None = None
+    reservation: int = 0
+    lease_end_s: float = 0.0
+    unread_tokens: int = 0
+    cached_tokens: int = 0
+    made_tokens: int = 0
+    last_token_id: int = 0
+    started_s: float | None = None
+    prefill_ms: float = 0.0
+
+    @property
+    def key(self) -> int:
+        return self.item.key
+
+    @property
+    def urgency(self) -> tuple[bool, int, int]:
+        """Lower goes first: prompts already begun, then by class, then by arrival."""
+        return self.started_s is None, self.item.priority, self.item.key
