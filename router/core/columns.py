@@ -102,7 +102,8 @@ class Columns:
 
     def _best(self, cost: NDArray[np.float64], tokens: int, most: int) -> list[WorkerView]:
         room = self._room
-        if len(cost) > most:
+        if len(room) > most:
+            cost = cost[: len(room)]
             rows = cost.argpartition(most)[:most].tolist()
             if all(room[row] >= tokens for row in rows):
                 return [view for row in rows if (view := self._views[row]) is not None]
