@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from protos.tandem.v1 import admin_pb2
-from router.core.fleet import WorkerView
+from router.core.worker_view import WorkerView
 from workers.registry import WorkerRecord
 
 

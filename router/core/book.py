@@ -16,7 +16,7 @@ from router.core.instructions import Finish, Instruction
 from router.core.matching import RateMatch
 from router.core.placement import Blocked
 from router.core.policy import Policy
-from router.core.prefix_index import PrefixIndex
+from router.core.prefix_index import NO_HITS, PrefixIndex
 from router.core.reasons import Reason
 from router.core.recovery import REFUSALS, blames_both, is_worth_a_retry
 from router.core.request import Attempt, Cause, Request, State, end_state
@@ -66,7 +66,7 @@ class Book:
             self.out.extend(self.holdings.let_go(request.attempt, reason))
         # Kept for its story only.
         request.prefix = None
-        request.hits = {}
+        request.hits = NO_HITS
 
     def fail(
         self, attempt: Attempt, worker_id: str, reason: Reason, detail: str, *, counts: bool = True

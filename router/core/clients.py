@@ -161,7 +161,7 @@ class Clients:
             after - before
             for after, before in zip(book.match.waited_s, request.waits_before, strict=True)
         )
-        request.decisions.append(Decision(book.now_s, chosen, tuple(choice.candidates), waits))
+        request.decide(Decision(book.now_s, chosen, tuple(choice.candidates), waits))
         attempt = book.holdings.open(request, chosen)
         request.attempt = attempt
         if request.placed_s is None:

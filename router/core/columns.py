@@ -8,12 +8,13 @@ in every run.
 from __future__ import annotations
 
 import heapq
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-_Number = TypeVar("_Number", np.int64, np.float64)
+if TYPE_CHECKING:
+    from router.core.worker_view import WorkerView
 
 
 class Columns:
@@ -22,43 +23,42 @@ class Columns:
     ANY: Final = 1 << 62  # a size that nothing is too large for
 
     def __init__(self) -> None:
-        self._ids: list[str] = []
+        self._views: list[WorkerView | None] = []
         self._free: list[int] = []
         self._count = 0
-        self._room: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        self._ever: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        self._size: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        self._load: NDArray[np.float64] = np.empty(0)
+        # Of each row: the largest request that it takes now, when idle, and at all; see `write`.
+        self._room: list[int] = []
+        self._ever: list[int] = []
+        self._size: list[int] = []
+        self._most_ever: int | None = None  # None: to be found anew
+        self._cost: NDArray[np.float64] = np.empty(0)  # load, of rows that take something
         self._per_token_s: NDArray[np.float64] = np.empty(0)
 
     def __len__(self) -> int:
         return self._count
 
-    def add(self, worker_id: str) -> int:
+    def add(self, view: WorkerView) -> int:
         """A row for a worker."""
         self._count += 1
         if self._free:
             row = heapq.heappop(self._free)
-            self._ids[row] = worker_id
+            self._views[row] = view
             return row
-        row = len(self._ids)
-        self._ids.append(worker_id)
-        if row == len(self._room):
-            size = max(8, 2 * row)
-            self._room = _grown(self._room, size)
-            self._ever = _grown(self._ever, size)
-            self._size = _grown(self._size, size)
-            self._load = _grown(self._load, size)
-            self._per_token_s = _grown(self._per_token_s, size)
-            for empty in range(row, size):
-                self.write(empty, -1, -1, -1, np.inf, np.inf)
+        row = len(self._views)
+        self._views.append(view)
+        for column in (self._room, self._ever, self._size):
+            column.append(-1)
+        if row == len(self._cost):
+            more = np.full(max(8, row), np.inf)
+            self._cost = np.concatenate([self._cost, more])
+            self._per_token_s = np.concatenate([self._per_token_s, more])
         return row
 
     def remove(self, row: int) -> None:
         """The row's worker has gone."""
         self._count -= 1
-        self._ids[row] = ""
         self.write(row, -1, -1, -1, np.inf, np.inf)
+        self._views[row] = None
         heapq.heappush(self._free, row)
 
     def write(
@@ -75,37 +75,40 @@ class Columns:
             per_token_s: how long it reads a token.
         """
         self._room[row] = room
-        self._ever[row] = ever
+        if self._ever[row] != ever:
+            self._ever[row] = ever
+            self._most_ever = None
         self._size[row] = size
-        self._load[row] = load
+        self._cost[row] = load if room >= 0 else np.inf
         self._per_token_s[row] = per_token_s
 
     def any_ever(self, tokens: int) -> bool:
         """Whether anyone who can be counted on would take so many tokens when idle."""
-        return bool((self._ever >= tokens).any())
+        if self._most_ever is None:
+            self._most_ever = max(self._ever, default=-1)
+        return self._most_ever >= tokens
 
     def any_size(self, tokens: int) -> bool:
         """Whether anyone at all is as large."""
-        return bool((self._size >= tokens).any())
+        return max(self._size, default=-1) >= tokens
 
-    def least_loaded(self, tokens: int, most: int) -> list[str]:
-        """Of those that take so many tokens now, the least loaded; up to about `most`."""
-        return self._best(self._load, tokens, most)
+    def least_loaded(self, tokens: int, most: int) -> list[WorkerView]:
+        """Of those that take so many tokens now, the least loaded; at most `most`."""
+        return self._best(self._cost, tokens, most)
 
-    def soonest_read(self, tokens: int, most: int) -> list[str]:
+    def soonest_read(self, tokens: int, most: int) -> list[WorkerView]:
         """Of those that take so many tokens now, who would have read them first."""
-        return self._best(self._load + self._per_token_s * tokens, tokens, most)
+        return self._best(self._cost + self._per_token_s * tokens, tokens, most)
 
-    def _best(self, cost: NDArray[np.float64], tokens: int, most: int) -> list[str]:
-        able = np.flatnonzero(self._room >= tokens)
-        if len(able) > most:
-            costs = cost[able]
-            # Stable, so that of equal ones those of the lowest rows are taken.
-            able = able[np.argpartition(costs, most)[:most]]
-        return [self._ids[row] for row in able.tolist()]
-
-
-def _grown(column: NDArray[_Number], size: int) -> NDArray[_Number]:
-    grown = np.empty(size, dtype=column.dtype)
-    grown[: len(column)] = column
-    return grown
+    def _best(self, cost: NDArray[np.float64], tokens: int, most: int) -> list[WorkerView]:
+        room = self._room
+        if len(room) > most:
+            cost = cost[: len(room)]
+            rows = cost.argpartition(most)[:most].tolist()
+            if all(room[row] >= tokens for row in rows):
+                return [view for row in rows if (view := self._views[row]) is not None]
+        # Some of the best have too little memory left, or there are few: look at all.
+        rows = [row for row, free in enumerate(room) if free >= tokens]
+        costs = cost.tolist()
+        rows = heapq.nsmallest(most, rows, key=costs.__getitem__)
+        return [view for row in rows if (view := self._views[row]) is not None]

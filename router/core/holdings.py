@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from protos.tandem.v1 import common_pb2
-from router.core.fleet import Fleet, WorkerView
+from router.core.fleet import Fleet
 from router.core.instructions import SendCancel
 from router.core.placement import Candidate
 from router.core.policy import Policy
 from router.core.reasons import Reason
 from router.core.request import Attempt, Request, Side
+from router.core.worker_view import Held, WorkerView
 
 # Cancels of handles that nobody knows: remembered so that a busy worker is told once, not per step.
 _STRAY_MEMORY = 4096
@@ -34,25 +35,22 @@ class Holdings:
         """Begin an attempt under a new handle and take the credits it needs."""
         handle = self._next_handle
         self._next_handle += 1
-        decode = self._view(candidate.decode)
-        decode.hold(handle, request.prompt_tokens + request.max_tokens, request.class_rank)
-        decode.note_sent(handle)
-        reader = decode
+        decode, rank = self._view(candidate.decode), request.class_rank
+        uncached, state_bytes = candidate.uncached_tokens, candidate.state_bytes
+        held = Held(request.prompt_tokens + request.max_tokens, rank, link_bytes=state_bytes)
+        prefill = None
         if candidate.prefill:
             reader = self._view(candidate.prefill)
-            reader.hold(handle, request.read_tokens, request.class_rank)
-            for end in (reader, decode):
-                end.will_transfer(handle, candidate.state_bytes)
-            self.fleet.refresh(decode)
-        reader.will_read(handle, candidate.uncached_tokens)
-        self.fleet.refresh(reader)
-        attempt = Attempt(
-            handle=handle,
-            request=request,
-            decode=Side(decode.worker_id, sent=True),
-            prefill=Side(reader.worker_id) if candidate.prefill else None,
-            base=request.tokens.delivered,
-        )
+            reader.hold(handle, Held(request.read_tokens, rank, True, uncached, state_bytes))
+            self.fleet.refresh(reader)
+            prefill = Side(reader.worker_id)
+        else:
+            held.unread = uncached
+        decode.hold(handle, held)
+        decode.note_sent(handle)
+        self.fleet.refresh(decode)
+        side = Side(decode.worker_id, sent=True)
+        attempt = Attempt(handle, request, side, prefill, request.tokens.delivered)
         self.attempts[handle] = attempt
         return attempt
 
@@ -67,16 +65,14 @@ class Holdings:
         """The prompt of an attempt does not wait any more."""
         side = attempt.decode if attempt.prefill is None else attempt.prefill
         view = self.fleet.get(side.worker_id)
-        if view is not None and attempt.handle in view.unread:
-            view.read(attempt.handle)
+        if view is not None and view.read(attempt.handle):
             self.fleet.refresh(view)
 
     def state_moved(self, attempt: Attempt) -> None:
         """The state of an attempt is not on the link any more."""
         for side in attempt.sides:
             view = self.fleet.get(side.worker_id)
-            if view is not None and attempt.handle in view.on_link:
-                view.transferred(attempt.handle)
+            if view is not None and view.transferred(attempt.handle):
                 self.fleet.refresh(view)
                 self.room_changed = True
 
@@ -91,7 +87,7 @@ class Holdings:
         side.closed = True
         view = self.fleet.get(side.worker_id)
         if view is not None:
-            view.release(attempt.handle, attempt.request.class_rank)
+            view.release(attempt.handle)
             self.fleet.refresh(view)
         if side is attempt.decode:
             self.state_moved(attempt)

@@ -14,18 +14,23 @@ cached there, no prefill worker can be counted on, or the link is full.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from router.core.fleet import Fleet, WorkerView
+from router.core.columns import Columns
+from router.core.fleet import Fleet
 from router.core.policy import Policy
+from router.core.prefix_index import NO_HITS, Hits
+from router.core.worker_view import WorkerView
 
-# How many of the least loaded workers of each role get a closer look, and how many with a hit.
+# How many of the least loaded workers of each role get a closer look, how many with a hit are
+# considered, and how many of these.
 _LEAST_LOADED = 3
-_WITH_HIT = 3
-# Tells workers apart of which no step was seen yet: fuller ones are a little worse.
-_OCCUPANCY_S = 0.001
+_LOOKED_AT = 4
+_WITH_HIT = 2
+# How many of each role are paired with each other.
+_READERS = 3
+_WRITERS = 2
 
 
 class Blocked(enum.StrEnum):
@@ -36,25 +41,15 @@ class Blocked(enum.StrEnum):
     LINK = "link"
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """What placement must know of a request.
+class Ask(NamedTuple):
+    """What placement must know of a request."""
 
-    Attributes:
-        read_tokens: prompt and, after a failure, the tokens made so far.
-        hold_tokens: what it may come to occupy at decode.
-        itl_s: target of its class.
-        hits: tokens of it that workers have cached.
-        version: the model version that must go on with it; None: any.
-        avoid: workers that failed it; taken only where there is no other.
-    """
-
-    read_tokens: int
-    hold_tokens: int
-    itl_s: float = 1.0
-    hits: Mapping[str, int] | None = None
-    version: str | None = None
-    avoid: frozenset[str] = frozenset()
+    read_tokens: int  # prompt and, after a failure, the tokens made so far
+    hold_tokens: int  # what it may come to occupy at decode
+    itl_s: float = 1.0  # target of its class
+    hits: Hits = NO_HITS  # what is cached of it where
+    version: str | None = None  # of the model that must go on with it; None: any
+    avoid: frozenset[str] = frozenset()  # workers that failed it: taken if there is no other
 
 
 class Candidate(NamedTuple):
@@ -107,23 +102,37 @@ def _order(candidate: Candidate | None) -> tuple[float, str, str]:
     return (candidate.expected_s, candidate.decode, candidate.prefill)
 
 
+class _Reader(NamedTuple):
+    """What a prefill worker would do for a request, whoever decodes it."""
+
+    view: WorkerView
+    uncached_tokens: int
+    read_s: float
+    state_bytes: int
+
+
 def _choose_in(fleet: Fleet, policy: Policy, ask: Ask, version: str) -> Choice:
     """The best pair of one model version."""
-    decoders = _decoders(fleet, ask, version)
-    if not decoders:
+    decoders = fleet.columns(version, "decode")
+    if decoders is None:
+        return Choice(None, (), Blocked.DECODE)
+    with_hit = _with_hit(fleet, ask, version)
+    writers = _writers(decoders, ask, with_hit)
+    if not writers:
         return Choice(None, (), Blocked.DECODE)
     pool = fleet.columns(version, "prefill")
     if pool is None or not pool.any_ever(ask.read_tokens):
-        return _best([_local(view, ask) for view in decoders])
-    local = [_local(view, ask) for view in decoders if _better_here(view, policy, ask)]
-    readers = _readers(fleet, policy, ask, version)
+        return _best([_local(writer, ask) for writer in writers])
+    local = [_local(writer, ask) for writer in writers if _better_here(writer, policy, ask)]
+    readers = _readers(pool, policy, ask, with_hit)
     if not readers:
         return _best(local) if local else Choice(None, (), Blocked.PREFILL)
-    pairs = [_pair(reader, view, policy, ask) for reader in readers for view in decoders]
+    near = sorted(writers, key=_promptness)[:_WRITERS] if len(writers) > _WRITERS else writers
+    pairs = [_pair(reader, writer, policy) for reader in readers for writer in near]
     if all(pair.refused for pair in pairs):
-        choice = _best([_local(view, ask) for view in decoders])
+        choice = _best([_local(writer, ask) for writer in writers])
         return choice._replace(candidates=(*pairs, *choice.candidates))
-    return _best(pairs + local)
+    return _best(pairs + local if local else pairs)
 
 
 def _best(candidates: list[Candidate]) -> Choice:
@@ -131,48 +140,53 @@ def _best(candidates: list[Candidate]) -> Choice:
     return Choice(min(able, key=_order), candidates)
 
 
-def _decoders(fleet: Fleet, ask: Ask, version: str) -> list[WorkerView]:
+def _writers(pool: Columns, ask: Ask, with_hit: list[WorkerView]) -> list[WorkerView]:
     """The few decode workers worth a closer look, of those that can take the request now."""
-    pool = fleet.columns(version, "decode")
-    if pool is None:
-        return []
-    names = pool.least_loaded(ask.hold_tokens, _LEAST_LOADED)
-    views = _views(fleet, ask, names, "decode", version, ask.hold_tokens)
+    views = pool.least_loaded(ask.hold_tokens, _LEAST_LOADED)
+    views += [
+        view
+        for view in with_hit
+        if view.role == "decode" and view.room_tokens >= ask.hold_tokens and view not in views
+    ]
     return _unavoided(ask, [view for view in views if _keeps_itl(view, ask.itl_s)])
 
 
-def _readers(fleet: Fleet, policy: Policy, ask: Ask, version: str) -> list[WorkerView]:
-    pool = fleet.columns(version, "prefill")
-    if pool is None:
-        return []
-    names = pool.soonest_read(ask.read_tokens, _LEAST_LOADED)
-    views = _views(fleet, ask, names, "prefill", version, ask.read_tokens)
+def _readers(pool: Columns, policy: Policy, ask: Ask, with_hit: list[WorkerView]) -> list[_Reader]:
+    """The few prefill workers that would have read the request first."""
+    views = pool.soonest_read(ask.read_tokens, _LEAST_LOADED)
+    more = [
+        view
+        for view in with_hit
+        if view.role == "prefill" and view.room_tokens >= ask.read_tokens and view not in views
+    ]
+    if len(more) > _WITH_HIT:
+        more.sort(key=lambda view: (view.wait_s, view.worker_id))
     backlog_s = policy.prefill_backlog_s
-    return _unavoided(ask, [v for v in views if not v.unread or v.prefill_wait_s <= backlog_s])
+    readers = []
+    for view in _unavoided(ask, views + more[:_WITH_HIT]):
+        if view.wait_s > backlog_s and view.unread_tokens:
+            continue
+        uncached, load = ask.read_tokens - ask.hits.tokens(view.worker_id), view.load
+        state_bytes = int(ask.read_tokens * load.state_bytes_per_token)
+        state_bytes += load.state_bytes_per_request
+        readers.append(_Reader(view, uncached, uncached * view.per_token_s, state_bytes))
+    if len(readers) > _READERS:
+        readers.sort(key=lambda reader: reader.view.wait_s + reader.read_s)
+    return readers[:_READERS]
 
 
-def _views(
-    fleet: Fleet, ask: Ask, names: list[str], role: str, version: str, tokens: int
-) -> list[WorkerView]:
-    """Workers by name, and those of the role that have most of the prompt cached."""
-    views = [view for name in names if (view := fleet.get(name)) is not None]
+def _with_hit(fleet: Fleet, ask: Ask, version: str) -> list[WorkerView]:
+    """Some of the workers of a version that have most of the prompt."""
     if not ask.hits:
-        return views
-    more = 0
-    for name in ask.hits:  # most tokens first
-        if more == _WITH_HIT:
-            break
-        view = fleet.get(name)
-        if (
-            view is not None
-            and name not in names
-            and view.role == role
-            and view.model_version == version
-            and view.room(fleet.now_s) >= tokens
-        ):
-            views.append(view)
-            more += 1
-    return views
+        return []
+    views = map(fleet.get, ask.hits.most(_LOOKED_AT))
+    return [view for view in views if view is not None and view.model_version == version]
+
+
+def _promptness(writer: WorkerView) -> tuple[float, str]:
+    """How soon a decode worker makes a step after a hand-off."""
+    link_s = writer.link_bytes / writer.link_rate if writer.link_rate else 0.0
+    return (link_s + writer.next_step_s, writer.worker_id)
 
 
 def _unavoided(ask: Ask, views: list[WorkerView]) -> list[WorkerView]:
@@ -188,59 +202,49 @@ def _keeps_itl(view: WorkerView, itl_s: float) -> bool:
 
 def _better_here(view: WorkerView, policy: Policy, ask: Ask) -> bool:
     """Whether so little is to be read that a hand-off is not worth it."""
-    uncached = _uncached(view, ask)
+    uncached = ask.read_tokens - ask.hits.tokens(view.worker_id)
     share = policy.local_prefill_share * ask.read_tokens
     return uncached <= max(policy.local_prefill_tokens, share)
 
 
-def _uncached(view: WorkerView, ask: Ask) -> int:
-    return ask.read_tokens - (ask.hits.get(view.worker_id, 0) if ask.hits else 0)
-
-
-def _step_s(view: WorkerView) -> float:
-    occupancy = len(view.holds) / max(view.total_slots, 1)
-    return view.steps.step_s(view.running + 1) + _OCCUPANCY_S * occupancy
-
-
 def _local(view: WorkerView, ask: Ask) -> Candidate:
-    uncached = _uncached(view, ask)
-    read_s = uncached / view.prefill_tokens_per_s
+    uncached = ask.read_tokens - ask.hits.tokens(view.worker_id)
+    read_s = uncached * view.per_token_s
     # Whoever decodes there waits while the prompt is read.
     stall_s = read_s if view.running else 0.0
     return Candidate(
         decode=view.worker_id,
         prefill="",
         uncached_tokens=uncached,
-        wait_s=view.prefill_wait_s,
+        wait_s=view.wait_s,
         read_s=read_s,
         transfer_s=0.0,
-        step_s=_step_s(view) + stall_s,
+        step_s=view.next_step_s + stall_s,
         state_bytes=0,
         refused=None,
     )
 
 
-def _pair(reader: WorkerView, view: WorkerView, policy: Policy, ask: Ask) -> Candidate:
-    uncached = _uncached(reader, ask)
-    load = reader.load
-    state_bytes = int(ask.read_tokens * load.state_bytes_per_token) + load.state_bytes_per_request
-    rates = [rate for rate in (reader.link_bytes_per_s, view.link_bytes_per_s) if rate > 0.0]
+def _pair(reader: _Reader, target: WorkerView, policy: Policy) -> Candidate:
+    source = reader.view
     transfer_s, refused = 0.0, None
-    if rates:
-        rate = min(rates)
-        ahead = max(reader.link_bytes, view.link_bytes)
-        transfer_s = (ahead + state_bytes) / rate
+    rate = source.link_rate
+    if not rate or 0.0 < target.link_rate < rate:
+        rate = target.link_rate
+    if rate:
+        ahead = max(source.link_bytes, target.link_bytes)
+        transfer_s = (ahead + reader.state_bytes) / rate
         # One hand-off is always let by, however slow the link.
         if ahead and transfer_s > policy.link_backlog_s:
             refused = Blocked.LINK
     return Candidate(
-        decode=view.worker_id,
-        prefill=reader.worker_id,
-        uncached_tokens=uncached,
-        wait_s=reader.prefill_wait_s,
-        read_s=uncached / reader.prefill_tokens_per_s,
-        transfer_s=transfer_s,
-        step_s=_step_s(view),
-        state_bytes=state_bytes,
-        refused=refused,
+        target.worker_id,
+        source.worker_id,
+        reader.uncached_tokens,
+        source.wait_s,
+        reader.read_s,
+        transfer_s,
+        target.next_step_s,
+        reader.state_bytes,
+        refused,
     )

@@ -1,9 +1,9 @@
 """Which worker has how much of a prompt: an index of cached blocks and states, fed by workers.
 
 A radix index: chained hashes make the name of a block stand for the whole prefix that it ends, so
-walking a prompt block by block walks down the tree without storing edges. A hybrid model resumes
-only where a worker has all KV blocks of a prefix *and* a Mamba state after it, so both are indexed
-and only both together are a hit.
+no edges are stored. A worker that lets go of a block lets go of all that follow it, so whoever has
+the last block of a prefix has the others. A hybrid model resumes only where a worker has the KV
+blocks of a prefix *and* a Mamba state after it, so both are indexed, and only both are a hit.
 
 Bounded: entries live in two generations. Looking at an entry moves it to the young one; when that
 is full, the old one is dropped and the young one becomes old. So what was used least recently goes
@@ -13,11 +13,13 @@ one object: an entry costs the key, the slot in a dict and a reference, about 75
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Mapping, Sequence
 
 from router.core.events import CacheChanged
 from router.core.prefixes import PrefixKeys
 
+# A prompt that is cached up to so many places is not looked at any further.
+_MOST_LEVELS = 8
 # Workers that have gone are cleaned out of all entries when there are so many of them.
 _MOST_DEAD = 256
 
@@ -46,6 +48,15 @@ class Generations:
             return 0
         self._put(name, workers)
         return workers
+
+    def among(self, names: Sequence[int], others: Container[int]) -> list[int]:
+        """Places of the names that are here or among `others`."""
+        young, old = self._young, self._old
+        return [
+            place
+            for place, name in enumerate(names)
+            if name in young or name in old or name in others
+        ]
 
     def add(self, name: int, bit: int) -> None:
         """One more worker has it."""
@@ -92,6 +103,65 @@ class Generations:
         return self._sets.setdefault(workers, workers)
 
 
+class Hits:
+    """How much of one prompt is cached where: (tokens, workers), most tokens first.
+
+    A system prompt that all share is cached on every worker, so they are named only as needed.
+    """
+
+    __slots__ = ("_bits", "_levels", "_start", "_workers")
+
+    def __init__(
+        self,
+        levels: Sequence[tuple[int, int]],
+        bits: Mapping[str, int],
+        workers: Mapping[int, str],
+        start: int = 0,
+    ) -> None:
+        """`start` is any number of the prompt: different prompts begin with different workers."""
+        self._levels = levels
+        self._bits = bits
+        self._workers = workers
+        self._start = start
+
+    def __bool__(self) -> bool:
+        return bool(self._levels)
+
+    def tokens(self, worker_id: str) -> int:
+        """Tokens of the prompt that a worker has."""
+        bit = self._bits.get(worker_id, 0)
+        for tokens, workers in self._levels:
+            if workers & bit:
+                return tokens
+        return 0
+
+    def most(self, count: int) -> list[str]:
+        """Up to so many workers that have most of it."""
+        found: list[str] = []
+        seen = 0
+        for _, workers in self._levels:
+            new = workers & ~seen
+            seen |= workers
+            if not new:
+                continue
+            # Those from `start` on first, so that not always the same ones are found.
+            low = (1 << self._start % new.bit_length()) - 1
+            for bits in (new & ~low, new & low):
+                while bits:
+                    if len(found) == count:
+                        return found
+                    lowest = bits & -bits
+                    bits ^= lowest
+                    name = self._workers.get(lowest.bit_length() - 1)
+                    if name is not None:
+                        found.append(name)
+        return found
+
+
+NO_HITS = Hits((), {}, {})
+_NO_TAIL = (0,)
+
+
 class PrefixIndex:
     """Cached prefixes of all workers. `changes` counts what was taken in, for whoever caches."""
 
@@ -112,6 +182,11 @@ class PrefixIndex:
 
     def __len__(self) -> int:
         return len(self._blocks) + len(self._states)
+
+    @property
+    def blocks(self) -> int:
+        """Names of blocks that are indexed."""
+        return len(self._blocks)
 
     def apply(self, event: CacheChanged) -> None:
         """Take in what a worker says; ignored when its blocks are of another size."""
@@ -151,41 +226,34 @@ class PrefixIndex:
             self._free.extend(self._dead)
             self._dead.clear()
 
-    def match(self, prefix: PrefixKeys) -> dict[str, int]:
-        """Tokens that each worker need not read; workers without any are left out."""
+    def match(self, prefix: PrefixKeys) -> Hits:
+        """How much of a prompt workers need not read."""
         block_tokens = self.block_tokens
-        found: dict[str, int] = {}
         if prefix.block_tokens != block_tokens or not self._live:
-            return found
+            return NO_HITS
+        names, states, tails = prefix.names, self._states, self._tails
         most = len(prefix.token_ids) - 1  # one token is always read, for its logits
-        holders = self._live  # of all blocks so far
-        hits: list[tuple[int, int]] = []
-        blocks, states, tails = self._blocks, self._states, self._tails
-        for count, name in enumerate(prefix.names):
-            if count:
-                holders &= blocks.get(name)
-                if not holders:
-                    break
-                at_block = states.get(name) & holders
-                if at_block and count * block_tokens <= most:
-                    hits.append((count * block_tokens, at_block))
-            for tail in tails.get(name, ()):
+        blocks, live = self._blocks, self._live
+        levels: list[tuple[int, int]] = []
+        for count in reversed(states.among(names, tails)):
+            name = names[count]
+            holders = blocks.get(name) & live if count else live
+            if not holders:
+                continue
+            lengths = (*sorted(tails[name], reverse=True), 0) if name in tails else _NO_TAIL
+            for tail in lengths:
                 tokens = count * block_tokens + tail
-                if tokens <= most:
-                    at_tail = states.get(prefix.tail_name(count, tail)) & holders
-                    if at_tail:
-                        hits.append((tokens, at_tail))
-        hits.sort()
-        for tokens, workers in reversed(hits):
-            for worker_id in self._named(workers):
-                found.setdefault(worker_id, tokens)
-        return found
-
-    def _named(self, bits: int) -> Iterable[str]:
-        while bits:
-            lowest = bits & -bits
-            yield self._workers[lowest.bit_length() - 1]
-            bits ^= lowest
+                if not 0 < tokens <= most:
+                    continue
+                found = states.get(prefix.tail_name(count, tail) if tail else name)
+                found &= holders
+                if found:
+                    levels.append((tokens, found))
+            if len(levels) >= _MOST_LEVELS:
+                break
+        if not levels:
+            return NO_HITS
+        return Hits(levels, self._bits, self._workers, names[-1])
 
     def _bit(self, worker_id: str) -> int:
         bit = self._bits.get(worker_id)

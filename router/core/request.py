@@ -7,13 +7,13 @@ belong to attempts, so what a worker says about an earlier attempt cannot touch 
 from __future__ import annotations
 
 import enum
-from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from protos.tandem.v1 import common_pb2
 from router.core.instructions import Report
 from router.core.placement import Candidate
+from router.core.prefix_index import NO_HITS, Hits
 from router.core.prefixes import PrefixKeys
 from router.core.reasons import WANTED, WELL, Reason
 from router.core.tokens import TokenOrder
@@ -61,8 +61,7 @@ class Cause(enum.StrEnum):
     ENDED = "ended"
 
 
-@dataclass(frozen=True, slots=True)
-class Transition:
+class Transition(NamedTuple):
     """One step of a request's life, kept so that it can be explained later."""
 
     at_s: float
@@ -72,8 +71,7 @@ class Transition:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """Where an attempt went and what the alternatives were."""
 
     at_s: float
@@ -150,8 +148,8 @@ class Request:
     live: bool = True  # the client still waits for it
     # Decode ended well, but prefill has not yet said all it has to say.
     ending: tuple[Reason, str] | None = None
-    transitions: deque[Transition] = field(default_factory=lambda: deque(maxlen=_KEPT_TRANSITIONS))
-    decisions: deque[Decision] = field(default_factory=lambda: deque(maxlen=_KEPT_DECISIONS))
+    transitions: list[Transition] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
     start_by_s: float = 0.0  # when prefill should begin
     waits_before: tuple[float, ...] = ()  # of the queue's first, when this one was queued
     retries: int = 0  # attempts that failed
@@ -159,7 +157,7 @@ class Request:
     avoid: frozenset[str] = frozenset()  # workers that failed it
     version: str | None = None  # of the model that has made its tokens
     # What is cached of it where, as of so many changes of the index.
-    hits: dict[str, int] = field(default_factory=dict)
+    hits: Hits = NO_HITS
     hits_as_of: int = -1
     placed_s: float | None = None
     reserved_s: float | None = None
@@ -197,6 +195,14 @@ class Request:
         """Enter a state and record why."""
         self.state = state
         self.transitions.append(Transition(now_s, state, cause, reason, detail))
+        if len(self.transitions) > _KEPT_TRANSITIONS:
+            del self.transitions[1]  # how it began, and how it goes on
+
+    def decide(self, decision: Decision) -> None:
+        """Remember where an attempt goes."""
+        self.decisions.append(decision)
+        if len(self.decisions) > _KEPT_DECISIONS:
+            del self.decisions[1]
 
     def report(self, now_s: float) -> Report:
         """Where the time went, as of now."""

@@ -16,11 +16,12 @@ _LEAST_VARIANCE = 0.25  # of the batch size
 class StepModel:
     """One worker's decode steps."""
 
-    __slots__ = ("_n", "_nn", "_nt", "_t", "_tokens", "_weight")
+    __slots__ = ("_base", "_n", "_nn", "_nt", "_slope", "_t", "_tokens", "_weight")
 
     def __init__(self) -> None:
         self._weight = self._n = self._nn = self._t = self._nt = 0.0
         self._tokens = 1.0
+        self._base = self._slope = 0.0
 
     def observe(self, requests: int, step_ms: float, step_tokens: float) -> None:
         """Take in one step; `step_tokens` is how many each request got on average."""
@@ -32,11 +33,10 @@ class StepModel:
         self._t = self._t * _KEPT + step_ms
         self._nt = self._nt * _KEPT + requests * step_ms
         self._tokens += (max(step_tokens, 1.0) - self._tokens) * (1.0 - _KEPT)
+        self._base, self._slope = self._line()
 
     def _line(self) -> tuple[float, float]:
         """(base, slope); a flat line until batch sizes have differed."""
-        if not self._weight:
-            return 0.0, 0.0
         mean_n, mean_t = self._n / self._weight, self._t / self._weight
         variance = self._nn / self._weight - mean_n * mean_n
         if self._weight < _LEAST_WEIGHT or variance < _LEAST_VARIANCE:
@@ -46,8 +46,7 @@ class StepModel:
 
     def step_s(self, requests: int) -> float:
         """How long a step with so many requests takes; 0 while nothing is known."""
-        base, slope = self._line()
-        return max(base + slope * requests, 0.0) / 1000.0
+        return max(self._base + self._slope * requests, 0.0) / 1000.0
 
     def most_requests(self, itl_s: float) -> int | None:
         """How many can decode with that ITL; None: nothing is known to stand against any number.
@@ -55,7 +54,7 @@ class StepModel:
         A target that not even a single request meets limits nothing: keeping others away would
         cost throughput and win nothing.
         """
-        base, slope = self._line()
+        base, slope = self._base, self._slope
         budget_ms = itl_s * 1000.0 * self._tokens
         if slope <= 0.0 or base + slope > budget_ms:
             return None

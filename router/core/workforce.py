@@ -22,8 +22,8 @@ from router.core.events import (
     WorkerJoined,
     WorkerLost,
 )
-from router.core.fleet import WorkerView
 from router.core.instructions import SendDrain, SendFlip
+from router.core.worker_view import WorkerView
 
 Duty = Literal["serving", "draining", "safe_to_delete", "flipping"]
 

@@ -496,7 +496,8 @@ Global___Load: _TypeAlias = Load  # noqa: Y015
 @_typing.final
 class CacheChanges(_message.Message):
     """What came into the prefix cache and what went. Blocks are named by chained hashes (see
-    workers/prefix_hash.py), 60 bits of each.
+    workers/prefix_hash.py), 60 bits of each. A worker that lets go of a block has let go of those
+    that follow it in a prompt.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

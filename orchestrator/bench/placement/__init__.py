@@ -1,0 +1,1 @@
+"""`tandem bench placement`: how quickly the router's core decides, without any I/O."""

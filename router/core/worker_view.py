@@ -1,0 +1,211 @@
+"""The router's view of one worker: what it said, and what it was given since.
+
+Credits are as of so many pieces of work that the worker had seen; what was sent later is taken off
+again here, so nothing is given twice however long the news takes. The rest is an estimate: how
+long the prompts and the state that wait at the worker will take.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+
+from router.core.breaker import Breaker
+from router.core.events import CreditsChanged, LoadChanged, Role
+from router.core.policy import Policy
+from router.core.rates import Rate
+from router.core.step_model import StepModel
+
+_LINK_HALF_LIFE_S = 2.0
+# Tells workers apart of which no step was seen yet: fuller ones are a little worse.
+_OCCUPANCY_S = 0.001
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """One request at a worker.
+
+    Attributes:
+        tokens: that it may come to occupy.
+        class_rank: of its class.
+        unseen: whether the credits do not know of it yet.
+        unread: tokens of its prompt that wait to be read there.
+        link_bytes: of its state, to be sent from there or to there.
+    """
+
+    tokens: int
+    class_rank: int
+    unseen: bool = True
+    unread: int = 0
+    link_bytes: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class WorkerView:
+    """One connected worker, with what it holds by handle.
+
+    After any change `refresh` must be called, by the fleet, before anything is placed.
+    """
+
+    worker_id: str
+    role: Role
+    model_version: str
+    policy: Policy
+    breaker: Breaker
+    credits: CreditsChanged | None = None
+    most_slots: int = 0  # requests that it can hold, as far as was ever said
+    holds: dict[int, Held] = field(default_factory=dict)
+    # It refused work that its credits allowed: wait for news before sending more.
+    refused: bool = False
+    asked_to_drain: bool = False
+    drained: bool = False
+    flip_to: Role | None = None
+    flip_problem: str = ""
+    load: LoadChanged = LoadChanged("")  # noqa: RUF009 - frozen
+    steps: StepModel = field(default_factory=StepModel)
+    link: Rate = field(default_factory=lambda: Rate(_LINK_HALF_LIFE_S))
+    # Sums over what it holds.
+    held_tokens: int = 0
+    unseen_requests: int = 0
+    unseen_tokens: int = 0
+    unread_tokens: int = 0
+    link_bytes: int = 0
+    ranks: list[int] = field(default_factory=list)  # requests of each class
+    # What was sent and not seen, in order, and how much was sent in all.
+    sent: deque[int] = field(default_factory=deque)
+    sent_count: int = 0
+    # What placement reads, as of the last `refresh`.
+    room_tokens: int = -1  # the largest request that it takes now; -1 when it takes none
+    wait_s: float = 0.0  # until the prompts that wait there have been read
+    per_token_s: float = 0.0
+    link_rate: float = 0.0  # bytes per second; 0: not measured
+    next_step_s: float = 0.0  # of a decode step with one more request
+    strictest_s: float = math.inf  # ITL target of the classes that are there
+    # Where the columns have it, and what it adds to the sums of the fleet.
+    row: int = -1
+    shares: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        self.ranks = [0] * len(self.policy.classes)
+
+    @property
+    def draining(self) -> bool:
+        """Whether it takes no more work, whoever wanted that."""
+        return self.asked_to_drain or (self.credits is not None and self.credits.draining)
+
+    @property
+    def total_tokens(self) -> int:
+        return 0 if self.credits is None else self.credits.total_tokens
+
+    @property
+    def free_slots(self) -> int:
+        if self.credits is None:
+            return 0
+        offered = self.credits.request_slots - self.unseen_requests
+        return max(0, min(offered, self.most_slots - len(self.holds)))
+
+    @property
+    def free_tokens(self) -> int:
+        credits = self.credits
+        if credits is None:
+            return 0
+        free = credits.free_tokens - self.unseen_tokens
+        if not self.holds and credits.all_free_tokens > free:
+            free = credits.all_free_tokens
+        return max(0, min(free, credits.total_tokens - self.held_tokens))
+
+    @property
+    def running(self) -> int:
+        """Requests on the worker, those of other routers included."""
+        return max(len(self.holds), self.load.running_requests)
+
+    def most_requests(self, itl_s: float) -> int | None:
+        """How many requests it decodes within an ITL target and those of the classes it has."""
+        return self.steps.most_requests(min(itl_s, self.strictest_s))
+
+    def refresh(self, now_s: float) -> None:
+        """Work out what placement reads."""
+        load, policy = self.load, self.policy
+        takes = not (self.refused or self.draining or self.breaker.blocks(now_s))
+        self.room_tokens = self.free_tokens if takes and self.free_slots else -1
+        rate = load.prefill_tokens_per_s or policy.assumed_prefill_tokens_per_s
+        self.per_token_s = 1.0 / rate
+        self.wait_s = max(self.unread_tokens, load.waiting_prefill_tokens) / rate
+        self.link_rate = load.link_bytes_per_s or self.link.per_s()
+        self.next_step_s = self.steps.step_s(self.running + 1) + _OCCUPANCY_S * self.occupancy
+        self.strictest_s = math.inf
+        for rank, count in enumerate(self.ranks):
+            if count:
+                self.strictest_s = min(self.strictest_s, policy.classes[rank].itl_s)
+
+    @property
+    def occupancy(self) -> float:
+        """Share of its slots that hold requests of ours."""
+        return len(self.holds) / self.most_slots if self.most_slots else 0.0
+
+    def take_credits(self, credits: CreditsChanged) -> None:
+        """News of what it takes."""
+        self.credits = credits
+        self.most_slots = max(self.most_slots, credits.request_slots, credits.total_slots)
+        self.refused = False
+        while self.sent and self.sent_count - len(self.sent) < credits.work_seen:
+            held = self.holds.get(self.sent.popleft())
+            if held is not None:
+                self._see(held)
+
+    def take_load(self, load: LoadChanged) -> None:
+        """News of how busy it is."""
+        self.load = load
+        self.steps.observe(load.step_requests, load.step_ms, load.step_tokens)
+
+    def hold(self, handle: int, held: Held) -> None:
+        """Give it a request."""
+        self.holds[handle] = held
+        self.held_tokens += held.tokens
+        self.unseen_requests += 1
+        self.unseen_tokens += held.tokens
+        self.unread_tokens += held.unread
+        self.link_bytes += held.link_bytes
+        self.ranks[held.class_rank] += 1
+        self.breaker.sent(handle)
+
+    def note_sent(self, handle: int) -> None:
+        """The work that a handle stands for was sent: its number is the next one."""
+        self.sent.append(handle)
+        self.sent_count += 1
+
+    def release(self, handle: int) -> None:
+        """It holds nothing for the handle any more."""
+        self.read(handle)
+        self.transferred(handle)
+        held = self.holds.pop(handle)
+        self._see(held)
+        self.held_tokens -= held.tokens
+        self.ranks[held.class_rank] -= 1
+        self.breaker.released(handle)
+        self.refused = False
+
+    def read(self, handle: int) -> bool:
+        """A prompt was read; whether it was still waiting."""
+        held = self.holds.get(handle)
+        if held is None or not held.unread:
+            return False
+        self.unread_tokens -= held.unread
+        held.unread = 0
+        return True
+
+    def transferred(self, handle: int) -> bool:
+        """State has been moved; whether it was still under way."""
+        held = self.holds.get(handle)
+        if held is None or not held.link_bytes:
+            return False
+        self.link_bytes -= held.link_bytes
+        held.link_bytes = 0
+        return True
+
+    def _see(self, held: Held) -> None:
+        if held.unseen:
+            held.unseen = False
+            self.unseen_requests -= 1
+            self.unseen_tokens -= held.tokens
