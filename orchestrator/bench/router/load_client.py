@@ -24,6 +24,7 @@ from workers.engine.simulated.text import expected_answer
 
 _CHANNELS = 4
 _CHECK_EVERY = 50
+_PATIENCE_S = 120.0  # an answer that takes longer has been lost
 _OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0))
 
 
@@ -77,7 +78,7 @@ class LoadClient:
         began_s = time.monotonic()
         first = True
         try:
-            async for response in stub.Generate(request):
+            async for response in stub.Generate(request, timeout=_PATIENCE_S):
                 if first:
                     first = False
                     if measured:
