@@ -166,7 +166,8 @@ class LoadClient:
             )
             calls.append(call)
         for call in calls:
-            await call.read()
+            if not isinstance(await call.read(), inference_pb2.GenerateResponse):
+                raise RuntimeError(f"a request ended at once: {await call.details()}")
         _say(Window())
         await until.wait()
         for call in calls:
@@ -198,7 +199,8 @@ async def _serve() -> None:
             else:
                 until = asyncio.Event()
                 holding = asyncio.create_task(client.hold(order, until))
-                await lines.readline()
+                released = asyncio.ensure_future(lines.readline())
+                await asyncio.wait({released, holding}, return_when=asyncio.FIRST_COMPLETED)
                 until.set()
                 await holding
     await client.close()
