@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import AsyncIterator, Callable
 
 import grpc
@@ -24,8 +25,10 @@ _LOG = logging.getLogger(__name__)
 _FIRST_RETRY_S = 0.1
 _LONGEST_RETRY_S = 2.0
 _WELCOME_TIMEOUT_S = 10.0
-# More commands than this waiting means that the worker has stopped reading.
-_QUEUED_COMMANDS = 4096
+# A worker that takes none of so many waiting commands for so long has stopped reading. A burst of
+# requests alone is no reason: credits bound it.
+_QUEUED_COMMANDS = 1024
+_READING_PATIENCE_S = 5.0
 _CHANNEL_OPTIONS = (
     # Tickets name every block of a long prompt; commands and events are ours, not a stranger's.
     ("grpc.max_receive_message_length", -1),
@@ -45,6 +48,7 @@ class Session:
         self._emit = emit
         self._commands: asyncio.Queue[worker_pb2.SessionCommand] | None = None
         self._overflow = asyncio.Event()
+        self._taken_s = 0.0  # when the worker took a command last, or had none to take
         self._task: asyncio.Task[None] | None = None
         self.connected = asyncio.Event()
 
@@ -53,12 +57,16 @@ class Session:
 
     def send(self, command: worker_pb2.SessionCommand) -> None:
         """Queue a command; one that finds no session is dropped, like those the break took."""
-        if self._commands is None:
+        commands = self._commands
+        if commands is None:
             return
-        try:
-            self._commands.put_nowait(command)
-        except asyncio.QueueFull:
-            self._overflow.set()
+        if commands.empty():
+            self._taken_s = time.monotonic()
+        commands.put_nowait(command)
+        if commands.qsize() > _QUEUED_COMMANDS:
+            waited_s = time.monotonic() - self._taken_s
+            if waited_s > _READING_PATIENCE_S:
+                self._overflow.set()
 
     async def close(self) -> None:
         """End the session; what the worker holds for it is lost."""
@@ -94,7 +102,7 @@ class Session:
 
     async def _serve(self) -> str:
         """One session from beginning to end; returns or raises why it ended."""
-        self._commands = asyncio.Queue(_QUEUED_COMMANDS)
+        self._commands = asyncio.Queue()
         self._overflow.clear()
         async with grpc.aio.insecure_channel(self.record.address, _CHANNEL_OPTIONS) as channel:
             call = WorkerStub(channel).Session(self._outgoing(self._commands))
@@ -141,3 +149,4 @@ class Session:
         yield worker_pb2.SessionCommand(hello=worker_pb2.Hello(router_id=self._router_id))
         while True:
             yield await commands.get()
+            self._taken_s = time.monotonic()

@@ -22,7 +22,7 @@ from router.core.events import (
     WorkerLost,
 )
 from router.relay.pacing import SAMPLE_S, Pacer
-from router.relay.wheel import SLOTS, TICK_S, TokenWheel, slots_per_tick
+from router.relay.wheel import SLOTS, TICK_S, TokenWheel, slots_due
 from router.router_metrics import RouterMetrics
 
 
@@ -36,6 +36,7 @@ class Intake:
         self._pacer = Pacer(time.monotonic(), time.process_time())
         self._wheels: dict[str, TokenWheel] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._turned_s = 0.0  # when slots were let out last
         self._sampling: asyncio.TimerHandle | None = None  # only while tokens come
 
     @property
@@ -93,6 +94,7 @@ class Intake:
             return
         self._pass_on(wheel, wheel.put(event, now_s))
         if not wheel.empty and self._timer is None:
+            self._turned_s = now_s
             self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
     def _sample(self, due_s: float) -> None:
@@ -106,7 +108,8 @@ class Intake:
     def _tick(self) -> None:
         self._timer = None
         now_s = time.monotonic()
-        slots = slots_per_tick(self._pacer.hold_s)
+        slots = slots_due(now_s - self._turned_s, self._pacer.hold_s)
+        self._turned_s = now_s
         for wheel in list(self._wheels.values()):
             if not wheel.empty:
                 self._pass_on(wheel, wheel.turn(slots, now_s))

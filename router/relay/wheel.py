@@ -18,10 +18,12 @@ SLOTS = 10
 TICK_S = 0.002
 
 
-def slots_per_tick(hold_s: float) -> int:
-    """How many slots to let out with each tick so that no token waits longer than `hold_s`."""
-    ticks = max(1, int(hold_s / TICK_S + 1e-9))
-    return math.ceil(SLOTS / ticks)
+def slots_due(elapsed_s: float, hold_s: float) -> int:
+    """How many slots to let out when so much time has passed since some were, so that a turn of the
+    wheel takes `hold_s` however late the ticks come."""
+    if elapsed_s >= hold_s - TICK_S / 2:
+        return SLOTS
+    return math.ceil(SLOTS * elapsed_s / hold_s)
 
 
 @dataclass(slots=True)

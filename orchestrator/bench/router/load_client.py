@@ -24,6 +24,7 @@ from workers.engine.simulated.text import expected_answer
 
 _CHANNELS = 4
 _CHECK_EVERY = 50
+_PATIENCE_S = 120.0  # an answer that takes longer has been lost
 _OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0))
 
 
@@ -77,7 +78,7 @@ class LoadClient:
         began_s = time.monotonic()
         first = True
         try:
-            async for response in stub.Generate(request):
+            async for response in stub.Generate(request, timeout=_PATIENCE_S):
                 if first:
                     first = False
                     if measured:
@@ -165,7 +166,8 @@ class LoadClient:
             )
             calls.append(call)
         for call in calls:
-            await call.read()
+            if not isinstance(await call.read(), inference_pb2.GenerateResponse):
+                raise RuntimeError(f"a request ended at once: {await call.details()}")
         _say(Window())
         await until.wait()
         for call in calls:
@@ -197,7 +199,8 @@ async def _serve() -> None:
             else:
                 until = asyncio.Event()
                 holding = asyncio.create_task(client.hold(order, until))
-                await lines.readline()
+                released = asyncio.ensure_future(lines.readline())
+                await asyncio.wait({released, holding}, return_when=asyncio.FIRST_COMPLETED)
                 until.set()
                 await holding
     await client.close()

@@ -65,6 +65,19 @@ async def test_it_runs_many_requests_at_once_in_process(model_dir: Path) -> None
             await worker.kill()
 
 
+async def test_a_burst_of_requests_loses_no_session(model_dir: Path) -> None:
+    script = Script(answer=[50], request_slots=3000, total_tokens=1 << 20)
+    worker = FakeWorker("d", "decode", script)
+    workers = replace(config(model_dir, await worker.start()), queue_limit=3000)
+    dispatcher = Dispatcher(workers)
+    await dispatcher.start(TIMEOUT_S)
+    request = ClientRequest([7], max_tokens=1)
+    answers = await asyncio.gather(*(run(dispatcher, request) for _ in range(1500)))
+    assert {finished.reason for _, finished in answers} == {common_pb2.REASON_LENGTH}
+    await dispatcher.stop()
+    await worker.kill()
+
+
 async def test_a_fixed_worker_that_does_not_answer_is_named(model_dir: Path) -> None:
     worker = FakeWorker("gone", "decode", Script(answer=[5]))
     record = await worker.start()

@@ -19,6 +19,7 @@ from router.dispatcher import Dispatcher
 from router.requests import ClientRequest, Finished
 from workers.config import WorkerConfig
 from workers.engine.commands import Sampling
+from workers.engine.simulated.notifications import Notifications
 from workers.engine.simulated.text import expected_answer
 from workers.engine.simulated.times import LinearTimes
 from workers.registry import WorkerRecord
@@ -92,6 +93,28 @@ async def test_two_of_them_serve_a_router_exactly(config: WorkerConfig) -> None:
         answers = await asyncio.gather(*(_answer(dispatcher, prompt, 25) for prompt in prompts))
         for prompt, answer in zip(prompts, answers, strict=True):
             assert answer == expected_answer(prompt, Sampling(25), _VOCAB, 25)
+
+
+async def test_a_burst_of_hand_offs_arrives_whole_and_a_lost_worker_loses_only_its_own() -> None:
+    got: list[bytes] = []
+    done = asyncio.Event()
+
+    def receive(notification: bytes) -> None:
+        got.append(notification)
+        if len(got) == 5000:
+            done.set()
+
+    sender, receiver = await Notifications.open("127.0.0.1"), await Notifications.open("127.0.0.1")
+    gone = await Notifications.open("127.0.0.1")
+    await gone.close()
+    receiver.receive = receive
+    for number in range(5000):
+        sender.send(gone.address, b"lost")
+        sender.send(receiver.address, str(number).encode() * 20)
+    await asyncio.wait_for(done.wait(), _TIMEOUT_S)
+    assert got == [str(number).encode() * 20 for number in range(5000)]
+    await sender.close()
+    await receiver.close()
 
 
 async def test_it_starts_without_torch(config: WorkerConfig) -> None:

@@ -1,7 +1,6 @@
-"""Runs a simulated engine on the event loop: its clock is a timer, its hand-offs are datagrams.
+"""Runs a simulated engine on the event loop, with a timer for its clock.
 
-No thread, because its steps compute nothing; a datagram, because a hand-off between two processes
-has to cross from one to the other, and a lost one must cost no more than a lease.
+No thread, because its steps compute nothing.
 """
 
 from __future__ import annotations
@@ -14,44 +13,9 @@ from concurrent.futures import Future
 from workers.engine.commands import Command
 from workers.engine.events import StepEvents
 from workers.engine.simulated.engine import SimulatedEngine
+from workers.engine.simulated.notifications import Notifications
 
 _LOG = logging.getLogger(__name__)
-
-
-class Notifications(asyncio.DatagramProtocol):
-    """One UDP socket for the hand-offs of one worker, both ways."""
-
-    def __init__(self) -> None:
-        self._transport: asyncio.DatagramTransport | None = None
-        self.receive: Callable[[bytes], None] | None = None
-
-    @classmethod
-    async def open(cls, host: str) -> Notifications:
-        """A socket on any free port. Raises OSError."""
-        loop = asyncio.get_running_loop()
-        transport, protocol = await loop.create_datagram_endpoint(cls, local_addr=(host, 0))
-        protocol._transport = transport
-        return protocol
-
-    @property
-    def address(self) -> str:
-        """host:port."""
-        assert self._transport is not None
-        host, port = self._transport.get_extra_info("sockname")[:2]
-        return f"{host}:{port}"
-
-    def send(self, address: str, notification: bytes) -> None:
-        assert self._transport is not None
-        host, _, port = address.rpartition(":")
-        self._transport.sendto(notification, (host, int(port)))
-
-    def datagram_received(self, data: bytes, addr: object) -> None:
-        if self.receive is not None:
-            self.receive(data)
-
-    def close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
 
 
 class SimulatedLoop:
@@ -89,7 +53,7 @@ class SimulatedLoop:
     async def aclose(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._notifications.close()
+        await self._notifications.close()
         self._engine.close()
 
     def _wake(self) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from router.core.events import TokensArrived
 from router.core.tokens import TokenLogprob
-from router.relay.wheel import SLOTS, TICK_S, TokenWheel, slots_per_tick
+from router.relay.wheel import SLOTS, TICK_S, TokenWheel, slots_due
 
 
 def step(*rows: tuple[int, int, list[int]]) -> TokensArrived:
@@ -76,10 +76,18 @@ def test_log_probabilities_stay_with_their_tokens() -> None:
     }
 
 
-def test_a_hold_is_kept_whatever_it_is() -> None:
-    for hold_ms in range(25):
-        turns = -(-SLOTS // slots_per_tick(hold_ms / 1e3))
-        assert turns * TICK_S <= max(TICK_S, hold_ms / 1e3) + 1e-9
+@given(st.floats(0, 0.025), st.lists(st.floats(TICK_S, 0.05), min_size=1, max_size=30))
+def test_a_turn_takes_no_longer_than_the_hold_and_one_tick(
+    hold_s: float, ticks_s: list[float]
+) -> None:
+    waited_s, slots = 0.0, 0
+    for tick_s in ticks_s * SLOTS:
+        waited_s += tick_s
+        slots += slots_due(tick_s, hold_s)
+        if slots >= SLOTS:
+            break
+    assert slots >= SLOTS
+    assert waited_s <= hold_s + tick_s + 1e-9
 
 
 @given(
