@@ -69,7 +69,7 @@ def test_two_routers_serve_one_port_and_one_that_dies_is_replaced(tmp_path: Path
             _answer(cluster, [number, 5, 6])
         with pytest.raises(grpc.RpcError) as error:
             _answer(cluster, [1], key="a key that nobody was given")
-        assert error.value.code() is grpc.StatusCode.UNAUTHENTICATED  # type: ignore[attr-defined]
+        assert error.value.code() is grpc.StatusCode.UNAUTHENTICATED
         # Commands of the cluster's owner need no key.
         assert cluster.tandem("status").returncode == 0
         before = _routers(cluster)
