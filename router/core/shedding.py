@@ -14,6 +14,7 @@ from router.core.rates import Rate
 from router.core.request import Request
 
 _HALF_LIFE_S = 5.0
+_ROUNDING = 1e-6  # tokens
 
 
 class Outflow:
@@ -82,7 +83,7 @@ class TokenBucket:
         self.tokens = min(burst, self.tokens + rate * (now_s - self.as_of_s))
         self.as_of_s = now_s
         needed = min(cost, burst)
-        if self.tokens < needed:
+        if self.tokens < needed - _ROUNDING:
             return (needed - self.tokens) / rate
         self.tokens -= cost
         return 0.0

@@ -133,7 +133,8 @@ class Workforce:
         if event.reason != common_pb2.REASON_UNSPECIFIED:
             book.out.append(SendDrain(event.worker_id, resume=True))
         if view.role != event.role and not view.holds:
-            # Credits of the old role mean nothing in the new one.
+            # It says what it takes in its new role when it takes work again.
+            view.credits = None
             book.fleet.change_role(view, event.role)
         self._changed(view)
         self._note_decoders()

