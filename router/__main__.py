@@ -12,6 +12,7 @@ import sys
 
 import uvloop
 
+from router.collector import collect_seldom
 from router.config import RouterConfig
 from router.server import RouterServer
 from router.text.text_model import ModelFilesError
@@ -26,6 +27,7 @@ async def _serve(config: RouterConfig) -> None:
     waiters: list[asyncio.Future[object]] = []
     try:
         addresses = await server.start()
+        collect_seldom()
         print(addresses.to_json(), flush=True)  # noqa: T201 - the parent reads this line
         parent = asyncio.StreamReader()
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(parent), sys.stdin)

@@ -28,9 +28,9 @@ from router.core.worker_view import WorkerView
 _LEAST_LOADED = 3
 _LOOKED_AT = 4
 _WITH_HIT = 2
-# How many of each role are paired with each other.
+# How many are paired in the end.
 _READERS = 3
-_WRITERS = 2
+_OTHER_WRITERS = 2
 
 
 class Blocked(enum.StrEnum):
@@ -127,8 +127,13 @@ def _choose_in(fleet: Fleet, policy: Policy, ask: Ask, version: str) -> Choice:
     readers = _readers(pool, policy, ask, with_hit)
     if not readers:
         return _best(local) if local else Choice(None, (), Blocked.PREFILL)
-    near = sorted(writers, key=_promptness)[:_WRITERS] if len(writers) > _WRITERS else writers
-    pairs = [_pair(reader, writer, policy) for reader in readers for writer in near]
+    if len(writers) > 1:
+        writers.sort(key=_promptness)
+    # Every reader with the best writer, and the best reader with the others: the best pair is one
+    # of them unless its link is busy at both ends.
+    best, *others = writers
+    pairs = [_pair(reader, best, policy) for reader in readers]
+    pairs += [_pair(readers[0], writer, policy) for writer in others[:_OTHER_WRITERS]]
     if all(pair.refused for pair in pairs):
         choice = _best([_local(writer, ask) for writer in writers])
         return choice._replace(candidates=(*pairs, *choice.candidates))
@@ -170,8 +175,7 @@ def _readers(pool: Columns, policy: Policy, ask: Ask, with_hit: list[WorkerView]
         state_bytes = int(ask.read_tokens * load.state_bytes_per_token)
         state_bytes += load.state_bytes_per_request
         readers.append(_Reader(view, uncached, uncached * view.per_token_s, state_bytes))
-    if len(readers) > _READERS:
-        readers.sort(key=lambda reader: reader.view.wait_s + reader.read_s)
+    readers.sort(key=lambda reader: (reader.view.wait_s + reader.read_s, reader.view.worker_id))
     return readers[:_READERS]
 
 

@@ -27,6 +27,7 @@ from orchestrator.bench.targets import Goal, Target, judged
 from protos.tandem.v1 import common_pb2
 from protos.tandem.v1.handoff_pb2 import HandoffTicket
 from protos.tandem.v1.inference_pb2 import HandoffReport
+from router.collector import collect_seldom
 from router.core.events import (
     Ended,
     PrefillDone,
@@ -89,10 +90,12 @@ def run(settings: Settings, report: Callable[[str], None]) -> Findings:
         token_ids = prompts.new() if fresh else seen[number % len(seen)]
         keys.append(PrefixKeys.of(token_ids, BLOCK_TOKENS))
     hash_us = _hash_us(prompts)
-    # As a server does: what lives long is not looked at again.
-    gc.freeze()
+    # As a router process does.
+    thresholds = gc.get_threshold()
+    collect_seldom()
     rounds = [_round(lifecycle, settings, keys, number) for number in range(_ROUNDS)]
     gc.unfreeze()
+    gc.set_threshold(*thresholds)
     index = lifecycle.book.index
     return Findings(
         workers=settings.workers,

@@ -62,6 +62,11 @@ class Bench:
     def request(self, name: str = "r", max_tokens: int = 5, **fields: object) -> list[Instruction]:
         return self.feed(RequestArrived(name, 10, max_tokens, **fields))  # type: ignore[arg-type]
 
+    @property
+    def due_s(self) -> float | None:
+        """When the core wants a Tick."""
+        return self.core.next_deadline_s
+
     def state(self, name: str = "r") -> State:
         explanation = self.core.explain(name)
         assert explanation is not None
