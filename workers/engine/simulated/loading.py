@@ -41,7 +41,7 @@ async def open_simulated_engine(
             lease_s=config.handoff_lease_s,
         ),
         times=config.simulated,
-        prefixes=Prefixes(config.checkpoint_tokens, config.max_checkpoints),
+        prefixes=Prefixes(config.block_tokens, config.checkpoint_tokens, config.max_checkpoints),
         send=notifications.send,
         clock_s=time.monotonic,
         rng=random.SystemRandom(),
