@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -98,12 +98,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pair(request: pytest.FixtureRequest, checkpoint: Path) -> Iterator[Pair]:
     """A prefill and a decode engine that hand over to each other."""
     mail: dict[str, list[bytes]] = {}
-    make: Callable[[], Pair] = {
-        "native": lambda: (load(checkpoint, "prefill"), load(checkpoint)),
-        "simulated": lambda: (_Simulated("p", mail), _Simulated("d", mail)),
-    }[request.param]
     with ExitStack() as stack:
-        engines = make()
+        engines: Pair = (_Simulated("p", mail), _Simulated("d", mail))
+        if request.param == "native":
+            engines = (load(checkpoint, "prefill"), load(checkpoint))
         for engine in engines:
             stack.callback(engine.close)
         yield engines

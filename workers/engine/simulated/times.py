@@ -66,3 +66,12 @@ class LinearTimes:
 
     def state_bytes(self, tokens: int) -> int:
         return tokens * self.kv_token_bytes + self.mamba_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NamedTimes:
+    """Times of a model that the planner knows, on a device that it knows; see `modelled.py`."""
+
+    model: str
+    hardware: str
+    precision: str = "fp8"
