@@ -44,7 +44,7 @@ class Chaos:
 
     def _start(self, kind: Fault) -> None:
         role: Role = self.rng.choice(("prefill", "decode"))
-        well = [worker for worker in self.rig.living(role) if not worker.stalled]
+        well = [worker for worker in self.rig.living(role) if not worker.troubled]
         if kind == "store":
             work = self._restart_store()
         elif len(well) < 2 or self.rig.proxy(victim := self.rng.choice(well)) is None:
@@ -71,6 +71,7 @@ class Chaos:
     async def _trouble(self, kind: Fault, victim: Worker, seconds: float) -> None:
         proxy = self.rig.proxy(victim)
         assert proxy is not None
+        victim.troubled = True
         if kind == "cut":
             proxy.cut()
         elif kind == "hold":
@@ -81,3 +82,4 @@ class Chaos:
             victim.stall()
             await asyncio.sleep(seconds)
             victim.go_on()
+        victim.troubled = False

@@ -95,7 +95,8 @@ async def ask(router: Router, wanted: Wanted, patience_s: float) -> Outcome:
     outcome = Outcome(wanted)
     try:
         async with asyncio.timeout(patience_s):
-            while not await _answered(router, outcome):
+            # As a client does that is told to come again.
+            while not await _answered(router, outcome):  # noqa: ASYNC110
                 await asyncio.sleep(_AGAIN_S)
     except TimeoutError:
         outcome.error = f"no end within {patience_s:g} s, {len(outcome.token_ids)} tokens came"

@@ -39,7 +39,7 @@ class Worker:
     role: Role
     child: Child
     worker_id: str
-    stalled: bool = False
+    troubled: bool = False  # it does not answer, or nobody hears it
 
     @property
     def alive(self) -> bool:
@@ -49,11 +49,9 @@ class Worker:
         os.kill(self.child.pid, signal.SIGKILL)
 
     def stall(self) -> None:
-        self.stalled = True
         os.kill(self.child.pid, signal.SIGSTOP)
 
     def go_on(self) -> None:
-        self.stalled = False
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.child.pid, signal.SIGCONT)
 
@@ -195,7 +193,7 @@ async def running_rig(
     folder: Path,
     template: WorkerConfig,
     router: RouterConfig,
-    workers: dict[Role, int],
+    workers: Mapping[Role, int],
     routers: int,
 ) -> AsyncIterator[Rig]:
     """Start so many of each and wait until all of them know each other."""
