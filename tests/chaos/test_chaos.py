@@ -56,6 +56,7 @@ def _router(folder: Path) -> RouterConfig:
         http="127.0.0.1:0",
         # Faults come so thick that one request may meet many of them.
         max_retries=50,
+        silence_s=1.5,
     )
 
 
