@@ -63,6 +63,7 @@ class RouterConfig:
     local_prefill_tokens: int = 16  # shorter prompts are read where they are decoded
     max_message_bytes: int = 16 * 1024 * 1024
     max_retries: int = 3  # attempts of one request that may fail before it does
+    silence_s: float = 10.0  # how long workers may say nothing in the middle of a hand-off
     orphan_grace_s: float = 120.0  # how long accepted requests wait for a new decode worker
     event_log: str | None = None  # a file to record the core's events in, for router.replay
     replay_window_s: float = 60.0  # how long a retry under the same id gets the same answer

@@ -437,6 +437,7 @@ def policy_of(config: RouterConfig) -> Policy:
         queue_limit=config.queue_limit,
         local_prefill_tokens=config.local_prefill_tokens,
         max_retries=config.max_retries,
+        silence_s=config.silence_s,
         orphan_grace_s=config.orphan_grace_s,
     )
 

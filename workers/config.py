@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from workers.engine.simulated.times import LinearTimes
+from workers.engine.simulated.times import LinearTimes, NamedTimes
 from workers.parallel.layout import ParallelLayout
 from workers.registry import Role
 from workers.telemetry import TraceConfig
@@ -50,7 +50,7 @@ class WorkerConfig:
     hop_b: bool = True  # attend for one half of a batch while the other half is exchanged
     collective_timeout_s: float = 60.0  # ranks that let others wait for longer are lost
     draft_tokens: int | Literal["auto"] = "auto"
-    simulated: LinearTimes = LinearTimes()  # noqa: RUF009 - frozen
+    simulated: LinearTimes | NamedTimes = LinearTimes()  # noqa: RUF009 - frozen
     trace: TraceConfig = field(default_factory=TraceConfig)
 
     @property
@@ -75,8 +75,9 @@ class WorkerConfig:
         """Parse what `to_json` wrote; raises ValueError when it is something else."""
         try:
             fields = json.loads(text)
+            times = fields.get("simulated", {})
             nested = {
-                "simulated": LinearTimes(**fields.get("simulated", {})),
+                "simulated": (NamedTimes if "model" in times else LinearTimes)(**times),
                 "trace": TraceConfig(**fields.get("trace", {})),
             }
             return cls(**{**fields, **nested})

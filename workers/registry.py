@@ -113,15 +113,22 @@ class WorkerDirectory:
         """Yield the workers now, and again whenever one comes, goes or changes its record.
 
         While the store is away the last snapshot stands: losing the directory is no reason to
-        drop workers whose sessions are alive.
+        drop workers whose sessions are alive. A store that comes back may have lost everything, so
+        for the length of a lease, in which the living register again, it takes no worker away.
         """
         known: dict[str, WorkerRecord] | None = None
+        loop = asyncio.get_running_loop()
+        lease_s, believed_from_s = 0.0, 0.0
         while True:
             try:
                 async with self._redis.pubsub() as changes:
                     await changes.subscribe(self._channel)
                     while True:
                         workers = await self.snapshot()
+                        lease_s = max([lease_s, *(left_s for _, left_s in workers.values())])
+                        if known is not None and loop.time() < believed_from_s:
+                            absent = known.keys() - workers.keys()
+                            workers.update({name: (known[name], 0.0) for name in absent})
                         records = {name: record for name, (record, _) in workers.items()}
                         if records != known:
                             known = records
@@ -129,6 +136,7 @@ class WorkerDirectory:
                         await changes.get_message(ignore_subscribe_messages=True, timeout=poll_s)
             except (RedisError, OSError):
                 await asyncio.sleep(_RECONNECT_S)
+                believed_from_s = loop.time() + lease_s
 
     async def close(self) -> None:
         await self._redis.aclose()

@@ -25,6 +25,7 @@ class Attempts:
             return
         request = attempt.request
         request.reserved_s = book.now_s
+        attempt.due_s = book.now_s + attempt.patience_s
         side = book.holdings.send_prefill(attempt)
         book.renewals.add(attempt, event.lease_s, book.now_s)
         request.move(book.now_s, State.PREFILLING, Cause.TICKET)
@@ -53,6 +54,7 @@ class Attempts:
         if not sent:
             return  # its end follows, or it decodes the answer itself
         request.handoff = event.handoff
+        attempt.due_s = book.now_s + attempt.patience_s
         book.praise(event.worker_id)
         if request.state is State.PREFILLING:
             request.move(book.now_s, State.HANDING_OFF, Cause.PREFILL_DONE)
@@ -119,6 +121,29 @@ class Attempts:
         prefill = attempt.prefill
         if side is not attempt.decode or prefill is None or prefill.closed or not prefill.sent:
             self._after_prefill(attempt, event.worker_id, common_pb2.REASON_ENGINE_ERROR, detail)
+        else:
+            book.silences.watch(attempt, book.now_s + book.policy.report_wait_s)
+
+    def end_silent(self) -> None:
+        """Give up attempts whose workers are connected and say nothing."""
+        book = self._book
+        for attempt in book.silences.over(book.now_s):
+            request, prefill = attempt.request, attempt.prefill
+            assert prefill is not None
+            if request.ending is not None and request.tokens.delivered:
+                book.end(request, *request.ending)
+                continue
+            silent, reason = prefill.worker_id, common_pb2.REASON_ENGINE_ERROR
+            if request.state is State.RESERVED:
+                silent = attempt.decode.worker_id
+            elif prefill.closed:
+                # Written, and not accepted: it may be the fault of either.
+                silent, reason = attempt.decode.worker_id, common_pb2.REASON_TRANSFER_FAILED
+            detail = (
+                f"worker {silent} said nothing for {attempt.patience_s:.1f} s while the request "
+                f"was {request.state}"
+            )
+            book.fail(attempt, silent, reason, detail)
 
     def lost(self, attempt: Attempt, worker_id: str, detail: str) -> None:
         """A worker that had a part in an attempt is gone."""
@@ -150,6 +175,7 @@ class Attempts:
             for first, token_ids, logprobs in request.tokens.take(chunk):
                 if first == 0:
                     request.first_token_s = book.now_s
+                    attempt.due_s = book.now_s + attempt.patience_s
                     book.holdings.prompt_read(attempt)
                     book.praise(worker_id)
                 request.last_token_s = book.now_s

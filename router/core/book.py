@@ -10,7 +10,7 @@ from collections import deque
 
 from protos.tandem.v1 import common_pb2
 from router.core.admission import AdmissionQueue
-from router.core.deadlines import Deadlines, Renewals
+from router.core.deadlines import Deadlines, Renewals, Silences
 from router.core.holdings import Holdings
 from router.core.instructions import Finish, Instruction
 from router.core.matching import RateMatch
@@ -39,6 +39,7 @@ class Book:
         self.requests: dict[str, Request] = {}  # those whose client still waits
         self.deadlines = Deadlines()
         self.renewals = Renewals()
+        self.silences = Silences()
         self.history: deque[Request] = deque(maxlen=policy.history)
         self.out: list[Instruction] = []
         self.now_s = 0.0

@@ -12,6 +12,9 @@ from router.core.placement import Ask, Blocked, Choice, choose, fits_nowhere
 from router.core.request import Cause, Decision, Request, State
 from router.core.shedding import Limits, Outflow, longest_wait_s, predicted_wait_s
 
+# How many times longer than expected something may take before it counts as failed.
+_PATIENCE = 10.0
+
 
 class Clients:
     """Takes requests in, refuses what cannot be served in time, and places the rest."""
@@ -178,6 +181,8 @@ class Clients:
             book.out.append(SendPrefill(*to, ticket=None, generated=generated))
         else:
             request.move(book.now_s, State.RESERVED, Cause.PLACED)
+            attempt.patience_s = book.policy.silence_s + _PATIENCE * chosen.expected_s
+            book.silences.watch(attempt, book.now_s + attempt.patience_s)
             book.out.append(SendReserve(*to, generated=generated))
 
 

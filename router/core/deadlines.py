@@ -44,6 +44,45 @@ class Deadlines:
         return out
 
 
+class Silences:
+    """Attempts whose workers must say something in time, the next one first.
+
+    Progress only moves `due_s` of the attempt, which costs nothing; the heap follows when the
+    moment comes that it knows of.
+    """
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Attempt]] = []
+        self._sweep_at = _SWEEP_ABOVE
+
+    def watch(self, attempt: Attempt, due_s: float) -> None:
+        """Wait for an attempt until then, instead of a later moment."""
+        attempt.due_s = due_s
+        heapq.heappush(self._heap, (due_s, attempt.handle, attempt))
+        if len(self._heap) > self._sweep_at:
+            self._heap = [entry for entry in self._heap if entry[2].awaited]
+            heapq.heapify(self._heap)
+            self._sweep_at = max(_SWEEP_ABOVE, 2 * len(self._heap))
+
+    @property
+    def next_s(self) -> float | None:
+        """When to look again."""
+        while self._heap and not self._heap[0][2].awaited:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
+    def over(self, now_s: float) -> list[Attempt]:
+        """Take out the attempts whose workers have said nothing for too long."""
+        out: list[Attempt] = []
+        while (next_s := self.next_s) is not None and next_s <= now_s:
+            attempt = heapq.heappop(self._heap)[2]
+            if attempt.due_s > now_s:
+                heapq.heappush(self._heap, (attempt.due_s, attempt.handle, attempt))
+            elif attempt not in out:
+                out.append(attempt)
+        return out
+
+
 class Renewals:
     """Leases of reservations that must be renewed, the next one first."""
 

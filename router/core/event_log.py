@@ -60,12 +60,15 @@ def event_line(event: Event, now_s: float, instructions: Sequence[Instruction]) 
     return json.dumps([type(event).__name__, now_s, _digest(instructions), _encode(event)])
 
 
-def replay(lines: Iterable[str]) -> Iterator[Replayed]:
-    """Run a log again, event by event; raises EventLogError for a line that is none."""
+def replay(lines: Iterable[str], validate: bool = False) -> Iterator[Replayed]:
+    """Run a log again, event by event; raises EventLogError for a line that is none.
+
+    `validate` audits the core after each event.
+    """
     rows = iter(lines)
     try:
         header = json.loads(next(rows))
-        lifecycle = Lifecycle(_policy(header["policy"]), header["first_handle"])
+        lifecycle = Lifecycle(_policy(header["policy"]), header["first_handle"], validate)
     except (StopIteration, KeyError, TypeError, ValueError) as error:
         raise EventLogError("line 1: not the header of an event log") from error
     for number, line in enumerate(rows, start=2):

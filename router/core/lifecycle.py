@@ -66,7 +66,11 @@ class Lifecycle:
         book = self.book
         probe_s = book.fleet.next_probe_s if len(book.queue) else None
         return earliest(
-            book.deadlines.next_s, book.renewals.next_s, self._workforce.gives_up_s, probe_s
+            book.deadlines.next_s,
+            book.renewals.next_s,
+            book.silences.next_s,
+            self._workforce.gives_up_s,
+            probe_s,
         )
 
     @property
@@ -138,6 +142,7 @@ class Lifecycle:
             case Flipped():
                 self._workforce.on_flipped(event)
             case Tick():
+                self._attempts.end_silent()
                 self._clients.on_tick()
                 self._workforce.give_up_waiting()
             case ShutDown():

@@ -43,6 +43,9 @@ class Policy:
         local_prefill_tokens: prompts with no more uncached tokens are read where they are decoded.
         local_prefill_share: and those with no more than this share of their tokens uncached.
         max_retries: attempts of one request that may fail before it does.
+        silence_s: an attempt whose workers say nothing for so long, and ten times what was
+            expected of them besides, has failed, as long as its state is not at decode.
+        report_wait_s: how long a request whose tokens are all there waits for prefill's report.
         orphan_grace_s: how long accepted requests wait for a decode worker when there is none.
         breaker_failures: failures in a row after which a worker is left alone for a while,
         breaker_first_s: first for so long,
@@ -62,6 +65,8 @@ class Policy:
     local_prefill_tokens: int = 16
     local_prefill_share: float = 0.1
     max_retries: int = 3
+    silence_s: float = 10.0
+    report_wait_s: float = 1.0
     orphan_grace_s: float = 120.0
     breaker_failures: int = 3
     breaker_first_s: float = 1.0

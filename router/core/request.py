@@ -103,6 +103,8 @@ class Attempt:
     prefill: Side | None
     base: int = 0
     state_arrived: bool = False
+    patience_s: float = 0.0  # how long its workers may say nothing while it is handed over
+    due_s: float = 0.0  # when they have said nothing for too long
 
     @property
     def counts(self) -> bool:
@@ -121,6 +123,17 @@ class Attempt:
     def lacks_first_token(self) -> bool:
         """Whether prefill still has to send the first token of the answer."""
         return self.prefill is not None and not self.base and not self.request.tokens.delivered
+
+    @property
+    def awaited(self) -> bool:
+        """Whether it cannot go on before prefill, or decode with its state, says something."""
+        return (
+            self.prefill is not None
+            and self.counts
+            and (
+                not self.state_arrived or self.lacks_first_token or self.request.ending is not None
+            )
+        )
 
     def side_of(self, worker_id: str) -> Side | None:
         """The open side that a worker has in this attempt."""

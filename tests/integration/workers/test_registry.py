@@ -125,6 +125,42 @@ async def test_watch_waits_for_a_store_that_restarts(valkey: ValkeyServer) -> No
         again.stop()
 
 
+async def test_a_store_that_comes_back_empty_takes_away_only_who_does_not_register_again(
+    valkey: ValkeyServer,
+) -> None:
+    port = valkey.port
+    client = WorkerDirectory(f"redis://127.0.0.1:{port}", "test")
+    gone = replace(_RECORD, worker_id="gone")
+    await client.register(_RECORD, 2000)
+    await client.register(gone, 2000)
+    seen: list[set[str]] = []
+    came, left = asyncio.Event(), asyncio.Event()
+
+    async def follow() -> None:
+        async for workers in client.watch(poll_s=0.05):
+            seen.append(set(workers))
+            came.set()
+            if seen[-1] == {"decode-1"}:
+                left.set()
+
+    following = asyncio.create_task(follow())
+    await asyncio.wait_for(came.wait(), _TIMEOUT_S)
+    valkey.stop()
+    again = ValkeyServer(port=port, save="", appendonly="no")
+    again.start()
+    stop = asyncio.Event()
+    keeper = asyncio.create_task(keep_registered(client, lambda: _RECORD, 2000, stop))
+    try:
+        await asyncio.wait_for(left.wait(), _TIMEOUT_S)
+        assert seen == [{"decode-1", "gone"}, {"decode-1"}]
+    finally:
+        following.cancel()
+        stop.set()
+        await keeper
+        await client.close()
+        again.stop()
+
+
 def test_a_text_that_is_no_record_is_refused() -> None:
     with pytest.raises(ValueError, match="not a worker record"):
         WorkerRecord.from_json('{"worker_id": "x"}')

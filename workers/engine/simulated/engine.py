@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from protos.tandem.v1.common_pb2 import (
+    REASON_DRAINING,
     REASON_INVALID_ARGUMENT,
     REASON_LEASE_EXPIRED,
     REASON_LENGTH,
@@ -25,7 +26,15 @@ from protos.tandem.v1.common_pb2 import (
 )
 from protos.tandem.v1.handoff_pb2 import HandoffTicket, Manifest, RankTarget
 from protos.tandem.v1.inference_pb2 import HandoffReport, SpeculationReport
-from workers.engine.commands import Cancel, Command, Prefill, Reserve, WorkItem
+from workers.engine.commands import (
+    Cancel,
+    Command,
+    Drain,
+    Prefill,
+    Renew,
+    Reserve,
+    WorkItem,
+)
 from workers.engine.events import (
     Credits,
     Ended,
@@ -35,6 +44,7 @@ from workers.engine.events import (
     StepEvents,
     TokenRow,
 )
+from workers.engine.load import LoadMeter
 from workers.engine.simulated.prefixes import Prefixes
 from workers.engine.simulated.sequence import Sequence, Stage
 from workers.engine.simulated.text import chosen, context_of, extended, next_token
@@ -42,6 +52,8 @@ from workers.engine.simulated.times import StepTimes
 
 # Of a step's tokens, the share that prompts get however many requests decode; as in the native one.
 _LEAST_PREFILL_SHARE = 0.25
+# How often routers hear of a load that merely went up or down; as from the native one.
+_LOAD_NEWS_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +82,7 @@ class _Step:
     """The step that runs: who takes part, and when it is over."""
 
     due_s: float
+    seconds: float
     rows: list[Sequence]
     chunks: list[tuple[Sequence, int]]
 
@@ -107,11 +120,18 @@ class SimulatedEngine:
         self._transfer_numbers = itertools.count()
         self._events = StepEvents()
         self._last_credits: Credits | None = None
+        fixed = times.state_bytes(0)
+        self._load = LoadMeter(times.state_bytes(1) - fixed, fixed)
+        self._draining = False
+        self._asked_to_drain = False  # and it was not said yet that nothing is left
+        self._ordered = False  # told something whose answer is in the credits
 
     @property
     def idle_s(self) -> float | None:
         """How long the engine may be left alone: 0 not at all, None until the next command."""
-        if self._last_credits is None or self._events or (self._running is None and self._busy):
+        if self._last_credits is None or self._events or self._ordered:
+            return 0.0
+        if self._running is None and self._busy:
             return 0.0
         dues = [self._transfers[0][0]] if self._transfers else []
         if self._running is not None:
@@ -123,9 +143,9 @@ class SimulatedEngine:
     @property
     def credits(self) -> Credits:
         """How much more this engine takes now."""
-        total = self._limits.kv_tokens
-        slots = self._limits.max_requests - len(self._sequences)
-        return Credits(slots, total - self._held_tokens, total)
+        total, most = self._limits.kv_tokens, self._limits.max_requests
+        slots = most - len(self._sequences)
+        return Credits(slots, total - self._held_tokens, total, most, self._draining)
 
     @property
     def _busy(self) -> bool:
@@ -140,12 +160,17 @@ class SimulatedEngine:
                 sequence = self._accept(item, token_ids)
                 if sequence is not None:
                     sequence.ticket = ticket
-                    sequence.unread_tokens = len(token_ids)
+                    sequence.unread_tokens = sequence.state_tokens
                     self._to_read[item.key] = sequence
             case Cancel(key, reason):
                 sequence = self._sequences.get(key)
                 if sequence is not None:
                     self._end(sequence, reason)
+            case Renew(key):
+                self._renew(key)
+            case Drain(resume):
+                self._draining = self._asked_to_drain = not resume
+                self._ordered = True
 
     def arrived(self, notification: bytes) -> None:
         """Take the notification of another worker: the state of a reservation is here."""
@@ -155,7 +180,7 @@ class SimulatedEngine:
             return  # cancelled or given up while it was on its way
         identity = self._identity
         sent = (manifest.model_fingerprint, manifest.epoch, manifest.tokens)
-        wanted = (identity.model_fingerprint, identity.epoch, len(sequence.prompt))
+        wanted = (identity.model_fingerprint, identity.epoch, sequence.state_tokens)
         if sent != wanted:
             detail = f"state of (model, epoch, tokens) {sent} came for a reservation of {wanted}"
             self._end(sequence, REASON_MANIFEST_MISMATCH, detail)
@@ -163,13 +188,15 @@ class SimulatedEngine:
         del self._reservations[manifest.reservation]
         self._events.state_arrived.append(StateArrived(sequence.key))
         # Token 0 came to the client from prefill; here it only has to be fed.
-        sequence.context = extended(sequence.context, manifest.first_token_id)
-        sequence.made_tokens = 1
+        if not sequence.made_tokens:
+            sequence.context = extended(sequence.context, manifest.first_token_id)
+            sequence.made_tokens = 1
         self._decode(sequence)
 
     def step(self) -> StepEvents:
         """Finish what is due, begin what can be begun, and return what happened."""
         now_s = self._clock_s()
+        self._ordered = False
         self._expire(now_s)
         begin_s = now_s
         if self._running is not None and self._running.due_s <= now_s:
@@ -179,9 +206,7 @@ class SimulatedEngine:
             begin_s = max(finished.due_s, now_s - self._times.step_s(0, len(finished.rows), 0))
         if self._running is None and self._busy:
             self._begin(begin_s)
-        credits = self.credits
-        if credits != self._last_credits:
-            self._last_credits = self._events.credits = credits
+        self._say_how_it_stands(now_s)
         events, self._events = self._events, StepEvents()
         return events
 
@@ -192,32 +217,50 @@ class SimulatedEngine:
         self._running = None
         self._transfers.clear()
 
-    def _accept(self, item: WorkItem, prompt: tuple[int, ...]) -> Sequence | None:
+    def _accept(self, item: WorkItem, token_ids: tuple[int, ...]) -> Sequence | None:
         """Take a request in, or say why not."""
-        sampling = item.sampling
+        self._events.taken.append(item.key)
+        sampling, limits = item.sampling, self._limits
+        generated = token_ids[len(token_ids) - item.generated_tokens :]
+        prompt = token_ids[: len(token_ids) - item.generated_tokens]
         needed = len(prompt) + sampling.max_tokens
         problem: tuple[ReasonCode.ValueType, str] | None = None
-        if not prompt or sampling.max_tokens < 1:
+        if self._draining:
+            problem = REASON_DRAINING, "the worker takes no more work"
+        elif not prompt or sampling.max_tokens < max(len(generated), 1):
             problem = REASON_INVALID_ARGUMENT, "a request needs prompt tokens and room to answer"
         elif sampling.grammar is not None:
             problem = REASON_INVALID_ARGUMENT, "the simulated engine follows no grammar"
-        elif len(self._sequences) >= self._limits.max_requests:
-            most = self._limits.max_requests
+        elif len(self._sequences) >= limits.max_requests:
+            most = limits.max_requests
             problem = REASON_OUT_OF_CAPACITY, f"all {most} requests that it holds are running"
-        elif needed > self._limits.kv_tokens - self._held_tokens:
-            free = self._limits.kv_tokens - self._held_tokens
-            problem = REASON_OUT_OF_CAPACITY, f"{needed} tokens needed, {free} are free"
+        elif needed > limits.kv_tokens:
+            problem = (
+                REASON_OUT_OF_CAPACITY,
+                f"{needed} tokens needed, of {limits.kv_tokens} in all",
+            )
+        elif generated and generated[-1] in sampling.stop_token_ids:
+            # Whoever made these tokens could not say any more that they were all.
+            problem = REASON_STOP_TOKEN, ""
+        elif len(generated) >= sampling.max_tokens:
+            problem = REASON_LENGTH, ""
         if problem is not None:
             self._events.ended.append(Ended(item.key, *problem))
             return None
-        sequence = Sequence(item, prompt, needed, context_of(prompt))
+        sequence = Sequence(item, prompt, context_of(token_ids), made_tokens=len(generated))
+        if generated:
+            sequence.last_token_id = generated[-1]
         self._sequences[item.key] = sequence
-        self._held_tokens += needed
         return sequence
 
-    def _reserve(self, item: WorkItem, prompt: tuple[int, ...]) -> None:
-        sequence = self._accept(item, prompt)
+    def _reserve(self, item: WorkItem, token_ids: tuple[int, ...]) -> None:
+        sequence = self._accept(item, token_ids)
         if sequence is None:
+            return
+        if not self._takes_memory(sequence):
+            free = self._limits.kv_tokens - self._held_tokens
+            detail = f"{sequence.most_tokens} tokens needed, {free} are free"
+            self._end(sequence, REASON_OUT_OF_CAPACITY, detail)
             return
         sequence.stage = Stage.RESERVED
         sequence.reservation = self._rng.getrandbits(63)
@@ -230,7 +273,24 @@ class SimulatedEngine:
             epoch=self._identity.epoch,
             ranks=[RankTarget(agent_name=self._identity.address)],
         )
-        self._events.reserved.append(Reserved(item.key, ticket))
+        self._events.reserved.append(Reserved(item.key, ticket, self._limits.lease_s))
+
+    def _renew(self, key: int) -> None:
+        sequence = self._sequences.get(key)
+        if sequence is not None and sequence.stage is Stage.RESERVED:
+            sequence.lease_end_s = self._clock_s() + self._limits.lease_s
+            # Behind all others: the one whose lease ends first stays the first.
+            del self._reservations[sequence.reservation]
+            self._reservations[sequence.reservation] = sequence
+
+    def _takes_memory(self, sequence: Sequence) -> bool:
+        """Set aside all that a request may come to need, if that much is free."""
+        if sequence.held_tokens == 0:
+            if sequence.most_tokens > self._limits.kv_tokens - self._held_tokens:
+                return False
+            sequence.held_tokens = sequence.most_tokens
+            self._held_tokens += sequence.held_tokens
+        return True
 
     def _begin(self, begin_s: float) -> None:
         """Put a step together: every request that decodes, and prompts in what they leave."""
@@ -239,7 +299,8 @@ class SimulatedEngine:
         budget = max(step_tokens - len(rows), int(step_tokens * _LEAST_PREFILL_SHARE))
         chunks: list[tuple[Sequence, int]] = []
         for sequence in sorted(self._to_read.values(), key=lambda row: row.urgency):
-            if budget <= 0:
+            # One that finds no memory waits, and those after it, until others have ended.
+            if budget <= 0 or not self._takes_memory(sequence):
                 break
             if sequence.started_s is None:
                 sequence.started_s = begin_s
@@ -248,15 +309,22 @@ class SimulatedEngine:
             tokens = min(budget, sequence.unread_tokens)
             budget -= tokens
             chunks.append((sequence, tokens))
+        if not rows and not chunks:
+            return
         read_tokens = sum(tokens for _, tokens in chunks)
         context_tokens = sum(len(row.prompt) + row.made_tokens for row in rows)
-        due_s = begin_s + self._times.step_s(read_tokens, len(rows), context_tokens)
-        self._running = _Step(due_s, rows, chunks)
+        reach = sum(tokens * (row.read_tokens + tokens / 2) for row, tokens in chunks)
+        prompt_context = reach / read_tokens if read_tokens else 0.0
+        seconds = self._times.step_s(read_tokens, len(rows), context_tokens, prompt_context)
+        self._running = _Step(begin_s + seconds, seconds, rows, chunks)
 
     def _finish(self, step: _Step) -> None:
+        if step.rows:
+            self._load.decoded(len(step.rows), len(step.rows), step.seconds)
         for row in step.rows:
             if row.stage is Stage.DECODING:
                 self._make_token(row)
+        self._load.read(sum(tokens for _, tokens in step.chunks), step.seconds)
         for sequence, tokens in step.chunks:
             if sequence.stage is not Stage.READING:
                 continue
@@ -265,24 +333,24 @@ class SimulatedEngine:
                 self._answer(sequence, step.due_s)
 
     def _answer(self, sequence: Sequence, now_s: float) -> None:
-        """The prompt is read: make the first token, and hand off or go on here."""
+        """All is read: make the first token if there is none, and hand off or go on here."""
         del self._to_read[sequence.key]
         self._prefixes.remember(sequence.prompt)
         assert sequence.started_s is not None
         sequence.prefill_ms = (now_s - sequence.started_s) * 1e3
-        if sequence.ticket is None:
+        if sequence.ticket is not None:
+            sequence.stage = Stage.SENDING
+        if not sequence.item.generated_tokens:
+            self._make_token(sequence)
+        if sequence.ticket is None or sequence.stage is Stage.ENDED:
             self._events.prefill_done.append(
                 PrefillDone(sequence.key, sequence.prefill_ms, None, sequence.cached_tokens)
             )
-            self._make_token(sequence)
-            if sequence.stage is not Stage.ENDED:
-                self._decode(sequence)
-            return
-        sequence.stage = Stage.SENDING
-        self._make_token(sequence)
         if sequence.stage is Stage.SENDING:
-            done_s = now_s + self._times.transfer_s(len(sequence.prompt))
+            done_s = now_s + self._times.transfer_s(sequence.state_tokens)
             heapq.heappush(self._transfers, (done_s, next(self._transfer_numbers), sequence))
+        elif sequence.stage is not Stage.ENDED:
+            self._decode(sequence)
 
     def _decode(self, sequence: Sequence) -> None:
         sequence.stage = Stage.DECODING
@@ -318,7 +386,7 @@ class SimulatedEngine:
             self._end(reserved, REASON_LEASE_EXPIRED, detail)
 
     def _sent(self, sequence: Sequence) -> None:
-        ticket, tokens = sequence.ticket, len(sequence.prompt)
+        ticket, tokens = sequence.ticket, sequence.state_tokens
         assert ticket is not None
         manifest = Manifest(
             reservation=ticket.reservation,
@@ -329,6 +397,7 @@ class SimulatedEngine:
         )
         self._send(ticket.ranks[0].agent_name, manifest.SerializeToString())
         transfer_ms = self._times.transfer_s(tokens) * 1e3
+        self._load.sent(self._times.state_bytes(tokens), transfer_ms / 1e3)
         report = HandoffReport(
             kv_bytes=self._times.state_bytes(tokens) - self._times.state_bytes(0),
             mamba_bytes=self._times.state_bytes(0),
@@ -342,7 +411,8 @@ class SimulatedEngine:
         self._forget(sequence)
 
     def _end(self, sequence: Sequence, reason: ReasonCode.ValueType, detail: str = "") -> None:
-        steps = sequence.made_tokens - 1 if sequence.stage is Stage.DECODING else 0
+        first = max(sequence.item.generated_tokens, 1)
+        steps = sequence.made_tokens - first if sequence.stage is Stage.DECODING else 0
         speculation = SpeculationReport(steps=steps) if steps > 0 else None
         self._events.ended.append(Ended(sequence.key, reason, detail, speculation))
         self._forget(sequence)
@@ -354,3 +424,22 @@ class SimulatedEngine:
         self._decoding.pop(sequence.key, None)
         self._reservations.pop(sequence.reservation, None)
         self._held_tokens -= sequence.held_tokens
+
+    def _say_how_it_stands(self, now_s: float) -> None:
+        """Credits, load, cache and the end of a drain, where there is news of them."""
+        events, credits = self._events, self.credits
+        if credits != self._last_credits:
+            self._last_credits = events.credits = credits
+        sequences = self._sequences
+        sending = [row for _, _, row in self._transfers if row.stage is Stage.SENDING]
+        events.load = self._load.news(
+            now_s,
+            _LOAD_NEWS_S,
+            running_requests=len(sequences),
+            decoding_requests=len(self._decoding),
+            waiting_prefill_tokens=sum(row.unread_tokens for row in self._to_read.values()),
+            link_bytes_in_flight=sum(self._times.state_bytes(row.state_tokens) for row in sending),
+        )
+        events.cache = self._prefixes.take_changes() or None
+        if self._asked_to_drain and not sequences:
+            self._asked_to_drain, events.drained = False, True

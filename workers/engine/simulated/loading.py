@@ -16,6 +16,7 @@ from workers.engine.simulated.engine import Identity, Limits, SimulatedEngine
 from workers.engine.simulated.loop import SimulatedLoop
 from workers.engine.simulated.notifications import Notifications
 from workers.engine.simulated.prefixes import Prefixes
+from workers.engine.simulated.times import LinearTimes, StepTimes
 
 _EPOCH = 0
 
@@ -25,8 +26,8 @@ async def open_simulated_engine(
 ) -> tuple[SimulatedLoop, EngineFacts]:
     """A simulated engine on the running event loop.
 
-    Raises ValueError for a checkpoint without a readable config.json, and OSError for a host that
-    no socket can be bound to.
+    Raises ValueError for a checkpoint without a readable config.json or for times of something
+    unknown, and OSError for a host that no socket can be bound to.
     """
     facts = _facts(config)
     notifications = await Notifications.open(config.host)
@@ -41,13 +42,21 @@ async def open_simulated_engine(
             vocab_size=facts.vocab_size,
             lease_s=config.handoff_lease_s,
         ),
-        times=config.simulated,
-        prefixes=Prefixes(config.checkpoint_tokens, config.max_checkpoints),
+        times=_times(config),
+        prefixes=Prefixes(config.block_tokens, config.checkpoint_tokens, config.max_checkpoints),
         send=notifications.send,
         clock_s=time.monotonic,
         rng=random.SystemRandom(),
     )
     return SimulatedLoop(engine, notifications, emit), facts
+
+
+def _times(config: WorkerConfig) -> StepTimes:
+    if isinstance(config.simulated, LinearTimes):
+        return config.simulated
+    from workers.engine.simulated.modelled import ModelledTimes
+
+    return ModelledTimes(config.simulated, config.parallel, config.step_tokens)
 
 
 def _facts(config: WorkerConfig) -> EngineFacts:

@@ -1,42 +1,53 @@
-"""Which prompts a simulated engine has read before: no state, only the digests of prefixes."""
+"""Which prompts a simulated engine has read before: no state, only the names of prefixes.
+
+The index is the native engine's, so what routers hear of it, and what they can do with it, is the
+same.
+"""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
-from workers.engine.simulated.text import context_of
+from workers.prefix_hash import chain_hashes, name
+from workers.state.prefix_cache import CacheChanges, Checkpoint, PrefixCache, PrefixKey
 
 
 class Prefixes:
-    """Digests of prefixes at multiples of `checkpoint_tokens` and at prompts' ends, the `most`
-    least recently used ones forgotten; as the native engine keeps its checkpoints."""
+    """Prefixes at multiples of `checkpoint_tokens` and at prompts' ends, the `most` least recently
+    used ones forgotten."""
 
-    def __init__(self, checkpoint_tokens: int, most: int) -> None:
+    def __init__(self, block_tokens: int, checkpoint_tokens: int, most: int) -> None:
+        self._block_tokens = block_tokens
         self._checkpoint_tokens = checkpoint_tokens
         self._most = most
-        # Lengths by digest, and how many prefixes of each length there are.
-        self._known: OrderedDict[tuple[int, int], None] = OrderedDict()
+        self._cache = PrefixCache(block_tokens)
 
     def longest(self, prompt: Sequence[int]) -> int:
         """Tokens of the longest known prefix that leaves at least one token to read."""
-        if not self._known:
+        if not len(self._cache):
             return 0
-        for length in sorted({length for length, _ in self._known if length < len(prompt)})[::-1]:
-            key = (length, context_of(prompt[:length]))
-            if key in self._known:
-                self._known.move_to_end(key)
-                return length
-        return 0
+        found = self._cache.find(prompt, len(prompt) - 1)
+        if found is None:
+            return 0
+        self._cache.touch(found)
+        return found.tokens
 
     def remember(self, prompt: Sequence[int]) -> None:
         """The whole prompt has been read."""
         if self._most == 0:
             return
+        chains = chain_hashes(prompt, self._block_tokens)
+        names = tuple(map(name, chains[1:]))
         ends = range(self._checkpoint_tokens, len(prompt), self._checkpoint_tokens)
-        for length in (*ends, len(prompt)):
-            key = (length, context_of(prompt[:length]))
-            self._known[key] = None
-            self._known.move_to_end(key)
-        while len(self._known) > self._most:
-            self._known.popitem(last=False)
+        for tokens in (*ends, len(prompt)):
+            full = tokens // self._block_tokens
+            tail = tuple(prompt[full * self._block_tokens : tokens])
+            if self._cache.has(PrefixKey(chains[full], tail, names[:full])):
+                continue
+            while len(self._cache) >= self._most:
+                self._cache.pop_oldest()
+            self._cache.add(Checkpoint(tokens, (), 0, chains[full], tail), names[:full])
+
+    def take_changes(self) -> CacheChanges:
+        """What came and went since the last call."""
+        return self._cache.take_changes()

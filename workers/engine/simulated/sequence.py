@@ -21,12 +21,13 @@ class Stage(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """`held_tokens` of KV belong to it until it ends; `context` is the digest of all its tokens."""
+    """`held_tokens` of KV belong to it until it ends; `context` is the digest of all its tokens,
+    of which `made_tokens` are of the answer."""
 
     item: WorkItem
     prompt: tuple[int, ...]
-    held_tokens: int
     context: int
+    held_tokens: int = 0
     stage: Stage = Stage.READING
     ticket: HandoffTicket | None = None
     reservation: int = 0
@@ -41,6 +42,23 @@ class Sequence:
     @property
     def key(self) -> int:
         return self.item.key
+
+    @property
+    def state_tokens(self) -> int:
+        """What the state holds before the next token can be made: all but the last of an answer."""
+        return len(self.prompt) + max(self.item.generated_tokens - 1, 0)
+
+    @property
+    def read_tokens(self) -> int:
+        """What of that was read, or cached."""
+        return self.state_tokens - self.unread_tokens
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of KV that it may come to need on this worker."""
+        if self.ticket is not None:
+            return self.state_tokens
+        return len(self.prompt) + self.item.sampling.max_tokens
 
     @property
     def urgency(self) -> tuple[bool, int, int]:

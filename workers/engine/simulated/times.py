@@ -13,9 +13,16 @@ from typing import Protocol
 class StepTimes(Protocol):
     """Durations in seconds, of whole steps and of whole transfers."""
 
-    def step_s(self, prompt_tokens: int, decode_rows: int, context_tokens: int) -> float:
-        """One engine step that reads `prompt_tokens` tokens of prompts and makes one token for
-        each of `decode_rows` requests, which have `context_tokens` tokens of context together."""
+    def step_s(
+        self,
+        prompt_tokens: int,
+        decode_rows: int,
+        context_tokens: int,
+        prompt_context: float = 0.0,
+    ) -> float:
+        """One engine step that reads `prompt_tokens` tokens of prompts, each with `prompt_context`
+        tokens before it on average, and makes one token for each of `decode_rows` requests, which
+        have `context_tokens` tokens of context together."""
 
     def transfer_s(self, tokens: int) -> float:
         """The hand-off of the state of so many tokens."""
@@ -40,7 +47,13 @@ class LinearTimes:
     mamba_bytes: int = 65536  # and for each request
     bytes_per_s: float = 2e9
 
-    def step_s(self, prompt_tokens: int, decode_rows: int, context_tokens: int) -> float:
+    def step_s(
+        self,
+        prompt_tokens: int,
+        decode_rows: int,
+        context_tokens: int,
+        prompt_context: float = 0.0,
+    ) -> float:
         micros = (
             prompt_tokens * self.prompt_token_us
             + decode_rows * self.row_us
@@ -53,3 +66,12 @@ class LinearTimes:
 
     def state_bytes(self, tokens: int) -> int:
         return tokens * self.kv_token_bytes + self.mamba_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NamedTimes:
+    """Times of a model that the planner knows, on a device that it knows; see `modelled.py`."""
+
+    model: str
+    hardware: str
+    precision: str = "fp8"

@@ -85,7 +85,7 @@ def test_state_of_another_model_or_none_at_all_ends_the_reservation(
     workers.run()
     expected = common_pb2.REASON_LEASE_EXPIRED if lost else common_pb2.REASON_MANIFEST_MISMATCH
     assert workers.seen["d"].ended[7].reason == expected
-    assert workers.engines["d"].credits == Credits(4, 1000, 1000)
+    assert workers.engines["d"].credits == Credits(4, 1000, 1000, 4)
 
 
 def test_an_answer_continued_from_its_own_tokens_is_the_undisturbed_one() -> None:
@@ -178,5 +178,5 @@ def test_whatever_comes_credits_balance_and_answers_are_exact(
         if not cancelled:
             assert len(tokens) == max_tokens
     for engine in workers.engines.values():
-        assert engine.credits == Credits(8, 500, 500)
+        assert engine.credits == Credits(8, 500, 500, 8)
         assert engine.idle_s is None

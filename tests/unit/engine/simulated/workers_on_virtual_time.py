@@ -57,7 +57,7 @@ class VirtualWorkers:
                 Identity(name, (fingerprints or {}).get(name, "f"), 0, name),
                 limits,
                 TIMES,
-                Prefixes(8, 16),
+                Prefixes(4, 8, 16),
                 lambda address, data: self._mail.append((address, data)),
                 lambda: self.now_s,
                 random.Random(1),
