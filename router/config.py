@@ -43,6 +43,16 @@ class ApiKey:
 
 
 @dataclass(frozen=True, slots=True)
+class Tenant:
+    """A client's share among the others of a class, and its limit in tokens, prompt and answer."""
+
+    name: str
+    weight: float = 1.0
+    tokens_per_s: float | None = None  # None: no limit
+    burst_tokens: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class RouterConfig:
     """`classes` come strictest first. Workers are read from the directory at `store_url`; without
     one they are exactly `workers`. Port 0 asks for any free port. With `shares_ports` other routers
@@ -72,6 +82,7 @@ class RouterConfig:
     local_socket: str | None = None  # path of a Unix socket for gRPC without keys or certificates
     tls: TlsFiles | None = None
     api_keys: tuple[ApiKey, ...] | None = None
+    tenants: tuple[Tenant, ...] = ()  # others have a weight of 1 and no limit
     trace: TraceConfig = TraceConfig()  # noqa: RUF009 - frozen
 
     def to_json(self) -> str:

@@ -48,7 +48,7 @@ from router.core.instructions import (
 )
 from router.core.lifecycle import Lifecycle
 from router.core.matching import MatchReport
-from router.core.policy import ClassPolicy, Policy
+from router.core.policy import ClassPolicy, Policy, TenantPolicy
 from router.core.prefixes import PrefixKeys
 from router.core.reasons import WELL, reason_name
 from router.errors import RequestError
@@ -330,6 +330,7 @@ class Dispatcher:
                 class_rank=request.class_rank,
                 deadline_s=None if deadline_ms is None else _now_s() + deadline_ms / 1e3,
                 prefix=self._prefix(request),
+                tenant=request.tenant,
             )
         )
         return running
@@ -434,6 +435,10 @@ def policy_of(config: RouterConfig) -> Policy:
             ClassPolicy(one.name, one.ttft_ms / 1e3, one.itl_ms / 1e3, one.weight)
             for one in config.classes
         ),
+        tenants={
+            tenant.name: TenantPolicy(tenant.weight, tenant.tokens_per_s, tenant.burst_tokens)
+            for tenant in config.tenants
+        },
         queue_limit=config.queue_limit,
         local_prefill_tokens=config.local_prefill_tokens,
         max_retries=config.max_retries,

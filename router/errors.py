@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import grpc
@@ -13,12 +14,20 @@ from router.core.reasons import Reason, reason_name
 class RequestError(Exception):
     """A request was refused or failed; the message is meant for whoever sent it."""
 
-    def __init__(self, reason: Reason, message: str, field: str | None = None) -> None:
-        """`field` names what is wrong in the request, if something is."""
+    def __init__(
+        self,
+        reason: Reason,
+        message: str,
+        field: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        """`field` names what is wrong in the request, if something is; `retry_after_s` says when
+        the same request may be served."""
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.field = field
+        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +43,8 @@ class Presentation:
 _BAD_REQUEST = Presentation(grpc.StatusCode.INVALID_ARGUMENT, 400, "invalid_request_error")
 _UNAVAILABLE = Presentation(grpc.StatusCode.UNAVAILABLE, 503, "server_error")
 _FAILED = Presentation(grpc.StatusCode.INTERNAL, 500, "server_error")
+_TOO_MUCH = Presentation(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, "rate_limit_error")
+_NOT_SO = Presentation(grpc.StatusCode.FAILED_PRECONDITION, 409, "invalid_request_error")
 _CANCELLED = Presentation(grpc.StatusCode.CANCELLED, 499, "request_cancelled")
 
 _TABLE: dict[Reason, Presentation] = {
@@ -59,11 +70,14 @@ _TABLE: dict[Reason, Presentation] = {
     common_pb2.REASON_UNKNOWN_REQUEST: Presentation(
         grpc.StatusCode.NOT_FOUND, 404, "invalid_request_error"
     ),
-    common_pb2.REASON_QUEUE_FULL: Presentation(
-        grpc.StatusCode.RESOURCE_EXHAUSTED, 429, "rate_limit_error"
-    ),
+    common_pb2.REASON_QUEUE_FULL: _TOO_MUCH,
+    common_pb2.REASON_OVERLOADED: _TOO_MUCH,
+    common_pb2.REASON_RATE_LIMITED: _TOO_MUCH,
+    common_pb2.REASON_NOT_DRAINED: _NOT_SO,
+    common_pb2.REASON_LAYOUT_MISMATCH: _NOT_SO,
     common_pb2.REASON_NO_WORKERS: _UNAVAILABLE,
     common_pb2.REASON_SHUTTING_DOWN: _UNAVAILABLE,
+    common_pb2.REASON_DRAINING: _UNAVAILABLE,
     common_pb2.REASON_WORKER_LOST: _UNAVAILABLE,
     common_pb2.REASON_OUT_OF_CAPACITY: _UNAVAILABLE,
     common_pb2.REASON_TRANSFER_FAILED: _UNAVAILABLE,
@@ -78,11 +92,17 @@ def refusal(
     return RequestError(reason, f"{field}: {message}", field)
 
 
+def whole_seconds(retry_after_s: float) -> str:
+    """As the header `retry-after` has it: seconds, rounded up, at least one."""
+    return str(max(1, math.ceil(retry_after_s)))
+
+
 def presentation(reason: Reason) -> Presentation:
     """How to tell a reason; whatever is not a client's fault and has no name is a failure."""
     return _TABLE.get(reason, _FAILED)
 
 
-def failure(reason: Reason, detail: str) -> RequestError:
+def failure(reason: Reason, detail: str, retry_after_s: float | None = None) -> RequestError:
     """The error for a request that ended badly."""
-    return RequestError(reason, detail or f"the request ended with {reason_name(reason)}")
+    message = detail or f"the request ended with {reason_name(reason)}"
+    return RequestError(reason, message, retry_after_s=retry_after_s)

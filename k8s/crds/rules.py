@@ -58,6 +58,24 @@ RULES = (
         "self.all(name, name.matches('^[a-z][a-z0-9_-]{0,62}$'))",
         "names in classes start with a-z and have at most 63 of a-z, 0-9, _ and -",
     ),
+    Rule(
+        ("spec",),
+        "!has(self.tenants) || self.tenants.all(name, has(self.security) && "
+        "has(self.security.api_keys) && name in self.security.api_keys)",
+        "tenants need a key in security.api_keys: no request can be told to be theirs without one",
+    ),
+    Rule(
+        ("spec", "tenants"),
+        "self.all(name, name.matches('^[a-z][a-z0-9_-]{0,62}$'))",
+        "names in tenants start with a-z and have at most 63 of a-z, 0-9, _ and -",
+    ),
+    Rule(
+        ("spec", "security", "api_keys"),
+        "self.all(name, name.matches('^[a-z][a-z0-9_-]{0,62}$') && "
+        "self[name].matches('^(sha256:[0-9a-fA-F]{64}|[^s].{15,}|s[^h].{14,})$'))",
+        "security.api_keys has sha256: and 64 hexadecimal digits, or a key of 16 characters and "
+        "more that begins otherwise, under each name of a-z, 0-9, _ and -",
+    ),
     Rule(("spec", "prefill", "workers"), _RANGE, "workers.min must not be above workers.max"),
     Rule(("spec", "decode", "workers"), _RANGE, "workers.min must not be above workers.max"),
     Rule(

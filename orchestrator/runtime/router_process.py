@@ -19,7 +19,7 @@ from orchestrator.runtime.child import Child, Interrupted, never
 from orchestrator.runtime.ports import free_port, split_address
 from orchestrator.runtime.worker_configs import trace_config
 from orchestrator.spec import ClusterSpec
-from router.config import ApiKey, PriorityClass, RouterConfig, TlsFiles
+from router.config import ApiKey, PriorityClass, RouterConfig, Tenant, TlsFiles
 
 _LOG = logging.getLogger(__name__)
 _READY_S = 30.0
@@ -55,6 +55,10 @@ def router_config(spec: ClusterSpec, store_url: str, cluster: str) -> RouterConf
         api_keys=None
         if keys is None
         else tuple(ApiKey(tenant, key.removeprefix("sha256:")) for tenant, key in keys.items()),
+        tenants=tuple(
+            Tenant(name, tenant.weight, tenant.tokens_per_s, tenant.burst_tokens)
+            for name, tenant in spec.tenants.items()
+        ),
         trace=trace_config(spec),
     )
 

@@ -248,6 +248,14 @@ class SecuritySpec(Section):
     api_keys: Annotated[dict[ClassName, KeyDigest], Field(min_length=1)] | None = None
 
 
+class TenantSpec(Section):
+    """A client's share among the others of a class, and its limit in tokens, prompt and answer."""
+
+    weight: PositiveFloat = 1.0
+    tokens_per_s: PositiveFloat | None = None
+    burst_tokens: PositiveInt = 100_000
+
+
 def _default_classes() -> dict[str, ClassSpec]:
     return {
         "interactive": ClassSpec(ttft_ms=500, itl_ms=40, weight=4),
@@ -263,6 +271,7 @@ class ClusterSpec(Section):
     classes: dict[ClassName, ClassSpec] = Field(
         default_factory=_default_classes, min_length=1, max_length=64
     )
+    tenants: dict[ClassName, TenantSpec] = Field(default_factory=dict, max_length=256)
     prefill: PrefillPool = Field(default_factory=PrefillPool)
     decode: DecodePool = Field(default_factory=DecodePool)
     router: RouterSpec = Field(default_factory=RouterSpec)
@@ -282,6 +291,16 @@ class ClusterSpec(Section):
                     f"{role}.resources.gpu {gpus} does not split evenly over "
                     f"kubernetes.{role}.pods_per_worker {pods}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _tenants_have_keys(self) -> ClusterSpec:
+        without = sorted(set(self.tenants) - set(self.security.api_keys or {}))
+        if without:
+            raise ValueError(
+                f"tenants: {', '.join(without)} has no key in security.api_keys, "
+                "so no request can be told to be its own"
+            )
         return self
 
     @model_validator(mode="after")

@@ -186,4 +186,4 @@ def _has_logprobs(piece: Json) -> bool:
 
 def _raise_if_bad(item: Delta | Finished) -> None:
     if isinstance(item, Finished) and item.reason not in WELL:
-        raise failure(item.reason, item.detail)
+        raise failure(item.reason, item.detail, item.retry_after_s)

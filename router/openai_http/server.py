@@ -13,7 +13,7 @@ from protos.tandem.v1 import common_pb2
 from router.access import Access, ssl_context
 from router.config import RouterConfig
 from router.dispatcher import Dispatcher
-from router.errors import RequestError, presentation
+from router.errors import RequestError, presentation, whole_seconds
 from router.metrics import CONTENT_TYPE
 from router.openai_http.answers import TENANT, Answers
 from router.openai_http.formats import error_json, error_object
@@ -88,7 +88,9 @@ async def _tell_errors(
         return await handler(request)
     except RequestError as error:
         headers = {"x-tandem-reason": common_pb2.ReasonCode.Name(error.reason)}
-        if error.reason == common_pb2.REASON_QUEUE_FULL:
+        if error.retry_after_s is not None:
+            headers["retry-after"] = whole_seconds(error.retry_after_s)
+        elif error.reason == common_pb2.REASON_QUEUE_FULL:
             headers["retry-after"] = str(_QUEUE_RETRY_S)
         status = presentation(error.reason).http_status
         return web.json_response(error_json(error), status=status, headers=headers)

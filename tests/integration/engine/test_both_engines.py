@@ -293,7 +293,7 @@ def test_the_index_of_a_router_finds_what_the_engine_finds(pair: Pair) -> None:
     for key, prompt in enumerate(
         ([*_PROMPT, 1, 2, 3], _PROMPT, [*_PROMPT[:35], 1, 2], [4, *_PROMPT], _PROMPT[:30]), start=2
     ):
-        expected = index.match(PrefixKeys.of(prompt, _BLOCK_TOKENS)).get("d", 0)
+        expected = index.match(PrefixKeys.of(prompt, _BLOCK_TOKENS)).tokens("d")
         run(key, list(prompt))
         assert engine_said[-1] == expected
     assert max(engine_said) == 40

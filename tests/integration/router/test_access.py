@@ -15,7 +15,7 @@ import grpc
 import pytest
 
 from protos.tandem.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
-from router.config import ApiKey, RouterConfig, TlsFiles
+from router.config import ApiKey, RouterConfig, Tenant, TlsFiles
 from router.server import Addresses, RouterServer
 from tests.integration.router.certificates import Authority
 from tests.integration.router.fake_workers import FakeWorker, Script
@@ -29,6 +29,7 @@ async def serving(
     tls: TlsFiles | None = None,
     keys: tuple[ApiKey, ...] | None = None,
     socket: Path | None = None,
+    tenants: tuple[Tenant, ...] = (),
 ) -> AsyncIterator[tuple[Addresses, RouterServer]]:
     worker = FakeWorker("d", "decode", Script(answer=[50]))
     config = RouterConfig(
@@ -39,6 +40,7 @@ async def serving(
         http="127.0.0.1:0",
         tls=tls,
         api_keys=keys,
+        tenants=tenants,
         local_socket=None if socket is None else str(socket),
     )
     server = RouterServer(config, validate=True)
@@ -162,3 +164,25 @@ async def test_a_file_of_tls_that_is_not_there_is_named(model_dir: Path, tmp_pat
     with pytest.raises(OSError, match=r"absent\.pem"):
         async with serving(model_dir, TlsFiles(str(absent), str(absent))):
             await asyncio.sleep(0)
+
+
+async def test_a_tenant_over_its_rate_is_told_when_to_come_again(model_dir: Path) -> None:
+    slow = Tenant("alice", tokens_per_s=0.001, burst_tokens=3)  # one request of 1 + 2 tokens
+    async with serving(model_dir, keys=alice(), tenants=(slow,)) as (addresses, _):
+        key = ("authorization", f"Bearer {_KEY}")
+        async with grpc.aio.insecure_channel(addresses.grpc) as channel:
+            assert await tokens(channel, key) == 2
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await tokens(channel, key)
+            assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            after = [
+                value for key, value in error.value.trailing_metadata() if key == "retry-after"
+            ]
+            assert int(after[0]) >= 1
+            # Others have limits of their own.
+            assert await tokens(channel, ("authorization", "Bearer another")) == 2
+        async with aiohttp.ClientSession(f"http://{addresses.http}") as client:
+            body, headers = {"prompt": [7], "max_tokens": 2}, {"authorization": f"Bearer {_KEY}"}
+            async with client.post("/v1/completions", json=body, headers=headers) as response:
+                assert response.status == 429
+                assert int(response.headers["retry-after"]) >= 1

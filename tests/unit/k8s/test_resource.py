@@ -82,6 +82,7 @@ _targets = st.fixed_dictionaries(
     {"ttft_ms": st.sampled_from([0, 1, 2.5]), "itl_ms": st.just(4)},
     optional={"weight": st.sampled_from([0, 0.5])},
 )
+_keys = st.sampled_from(["sha256:" + "0" * 64, "short"])
 _specs = st.fixed_dictionaries(
     {},
     optional={
@@ -101,6 +102,13 @@ _specs = st.fixed_dictionaries(
         ),
         "router": st.fixed_dictionaries({}, optional={"grpc": _addresses, "http": _addresses}),
         "kubernetes": st.fixed_dictionaries({}, optional={"prefill": _pods, "decode": _pods}),
+        "tenants": st.dictionaries(
+            st.sampled_from(["a", "b", "B"]),
+            st.fixed_dictionaries({}, optional={"weight": st.sampled_from([0, 2])}),
+        ),
+        "security": st.fixed_dictionaries(
+            {}, optional={"api_keys": st.dictionaries(st.sampled_from(["a", "b"]), _keys)}
+        ),
         "unknown": st.just(1),
     },
 )
@@ -133,6 +141,8 @@ def test_every_rule_refuses_something(rule: object) -> None:
 
 _EXISTS = {"operator": "Exists", "value": "x"}
 _WRONG: list[dict[str, object]] = [
+    {"tenants": {"Alice": {"weight": 2}}},
+    {"security": {"api_keys": {"alice": "short"}}},
     {"prefill": {"resources": {"gpu": 1}}, "kubernetes": {"prefill": {"pods_per_worker": 2}}},
     {"decode": {"resources": {"gpu": 3}}, "kubernetes": {"decode": {"pods_per_worker": 2}}},
     {"classes": {"Fast": {"ttft_ms": 1, "itl_ms": 1}}},
