@@ -113,7 +113,10 @@ class Fleet:
             self.refresh(view)
 
     def _count(self, view: WorkerView, shares: tuple[float, float, float]) -> None:
-        before, view.shares = view.shares, shares
+        before = view.shares
+        if before == shares:
+            return
+        view.shares = shares
         self.busy[view.role] += shares[0] - before[0]
         self.capacity[view.role] += shares[1] - before[1]
         self.link_bytes += shares[2] - before[2]

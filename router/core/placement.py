@@ -200,6 +200,8 @@ def _unavoided(ask: Ask, views: list[WorkerView]) -> list[WorkerView]:
 
 
 def _keeps_itl(view: WorkerView, itl_s: float) -> bool:
+    if not view.steps.limits:
+        return True
     most = view.most_requests(itl_s)
     return most is None or view.running < most
 
