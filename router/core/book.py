@@ -45,7 +45,6 @@ class Book:
 
     def enter(self, request: Request) -> None:
         """Put a request into the queue for the first time."""
-        self.deadlines.add(request)
         self._wait(request)
         self.queue.push(request)
 

@@ -105,8 +105,14 @@ class Columns:
         if len(room) > most:
             cost = cost[: len(room)]
             rows = cost.argpartition(most)[:most].tolist()
-            if all(room[row] >= tokens for row in rows):
-                return [view for row in rows if (view := self._views[row]) is not None]
+            views = []
+            for row in rows:
+                view = self._views[row]
+                if view is None or room[row] < tokens:
+                    break
+                views.append(view)
+            else:
+                return views
         # Some of the best have too little memory left, or there are few: look at all.
         rows = [row for row, free in enumerate(room) if free >= tokens]
         costs = cost.tolist()
