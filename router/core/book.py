@@ -63,7 +63,8 @@ class Book:
         self.out.append(Finish(request.request_id, reason, detail, report, retry_after_s))
         if request.attempt is not None:
             self.out.extend(self.holdings.let_go(request.attempt, reason))
-        # Kept for its story only.
+        # Kept for its story only; and without a cycle, so that nobody has to look for it later.
+        request.attempt = None
         request.prefix = None
         request.hits = NO_HITS
 

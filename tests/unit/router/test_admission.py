@@ -185,9 +185,7 @@ def test_the_least_strict_are_shed_first() -> None:
     assert all(item.reason == common_pb2.REASON_OVERLOADED for item in out)
     assert shed, "a batch request made room"
     if strict:
-        assert not any(one.class_rank for one in bench.core.queue), (
-            "all of them before a strict one"
-        )
+        assert not any(one.class_rank for one in bench.core.queue), "all of them go first"
 
 
 def test_a_full_queue_gives_the_place_of_the_least_strict_to_a_stricter_one() -> None:
