@@ -103,11 +103,10 @@ class Columns:
     def _best(self, cost: NDArray[np.float64], tokens: int, most: int) -> list[WorkerView]:
         room = self._room
         if len(room) > most:
-            cost = cost[: len(room)]
             rows = cost.argpartition(most)[:most].tolist()
             views = []
             for row in rows:
-                view = self._views[row]
+                view = self._views[row] if row < len(room) else None
                 if view is None or room[row] < tokens:
                     break
                 views.append(view)

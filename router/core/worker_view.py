@@ -12,6 +12,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from router.core.breaker import Breaker
+from router.core.columns import Columns
 from router.core.events import CreditsChanged, LoadChanged, Role
 from router.core.policy import Policy
 from router.core.rates import Rate
@@ -83,6 +84,7 @@ class WorkerView:
     next_step_s: float = 0.0  # of a decode step with one more request
     strictest_s: float = math.inf  # ITL target of the classes that are there
     # Where the columns have it, and what it adds to the sums of the fleet.
+    columns: Columns | None = None
     row: int = -1
     shares: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
