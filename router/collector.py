@@ -1,7 +1,7 @@
 """How a router process collects garbage: seldom, because it makes little of it.
 
-A request is a few dozen objects that all end with it and have no cycles worth looking for at every
-700th allocation; looking for them that often takes a quarter of the core's time.
+A request is a few dozen objects that all end with it and form no cycles; looking for some at every
+700th allocation takes a quarter of the core's time.
 """
 
 from __future__ import annotations

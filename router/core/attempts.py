@@ -200,7 +200,7 @@ class Attempts:
         for side in attempt.sides:
             view = self._book.fleet.get(side.worker_id)
             if view is not None:
-                view.link.add(sent_bytes, handoff.transfer_ms / 1e3)
+                view.note_transfer(sent_bytes, handoff.transfer_ms / 1e3)
 
     def _progressing(self, worker_id: str, handle: int) -> Attempt | None:
         """The attempt that a worker reports progress on; one that nobody wants is cancelled."""

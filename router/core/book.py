@@ -46,7 +46,6 @@ class Book:
 
     def enter(self, request: Request) -> None:
         """Put a request into the queue for the first time."""
-        self.deadlines.add(request)
         self._wait(request)
         self.queue.push(request)
 
@@ -65,7 +64,8 @@ class Book:
         self.out.append(Finish(request.request_id, reason, detail, report, retry_after_s))
         if request.attempt is not None:
             self.out.extend(self.holdings.let_go(request.attempt, reason))
-        # Kept for its story only.
+        # Kept for its story only; and without a cycle, so that nobody has to look for it later.
+        request.attempt = None
         request.prefix = None
         request.hits = NO_HITS
 

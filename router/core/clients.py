@@ -14,6 +14,7 @@ from router.core.shedding import Limits, Outflow, longest_wait_s, predicted_wait
 
 # How many times longer than expected something may take before it counts as failed.
 _PATIENCE = 10.0
+_NO_WAITS = (0.0,) * len(Blocked)
 
 
 class Clients:
@@ -54,8 +55,11 @@ class Clients:
         elif not book.fleet.has_decode:
             book.end(request, common_pb2.REASON_NO_WORKERS, "no decode worker is connected")
         elif self._finds_place(request):
-            book.enter(request)
-            book.holdings.room_changed = True
+            book.deadlines.add(request)
+            # Where nobody waits there is no order to keep.
+            if len(book.queue) or not self._goes_at_once(request):
+                book.enter(request)
+                book.holdings.room_changed = True
 
     def on_cancel(self, event: CancelRequested) -> None:
         """The client wants no more."""
@@ -79,6 +83,13 @@ class Clients:
         for request in list(self._book.requests.values()):
             detail = "the router is shutting down"
             self._book.end(request, common_pb2.REASON_SHUTTING_DOWN, detail)
+
+    def _goes_at_once(self, request: Request) -> bool:
+        self._book.fleet.wake()
+        choice = choose(self._book.fleet, self._book.policy, self._ask(request))
+        if choice.chosen is not None:
+            self._start(request, choice)
+        return choice.chosen is not None
 
     def place_waiting(self) -> None:
         """Let requests leave the queue, whoever's turn it is, as long as they can be taken."""
@@ -119,14 +130,19 @@ class Clients:
             detail = f"tenant {request.tenant!r} has used up its rate; retry in {retry_s:.1f} s"
             book.end(request, common_pb2.REASON_RATE_LIMITED, detail, retry_s)
             return False
+        if not len(book.queue):
+            return True
         outflow_per_s = self._outflow.per_s(book.now_s)
         longest_s = longest_wait_s(book.policy, request)
+        # Others can make room only for what its own class does not take up already.
+        own_s = book.queue.cost_ahead(request.class_rank)[0] / outflow_per_s if outflow_per_s else 0
+        if own_s > longest_s:
+            self._refuse(request, own_s, longest_s)
+            return False
         while (wait_s := predicted_wait_s(book.queue, outflow_per_s, request)) > longest_s:
             victim = book.queue.lowest_below(request.class_rank)
             if victim is None:
-                detail = f"it would wait about {wait_s:.1f} s, and may wait {longest_s:.1f} s"
-                retry_s = wait_s - longest_s
-                book.end(request, common_pb2.REASON_OVERLOADED, detail, retry_s)
+                self._refuse(request, wait_s, longest_s)
                 return False
             self._shed(victim, wait_s, "stricter classes need what there is")
         if book.queue.full:
@@ -138,6 +154,11 @@ class Clients:
                 return False
             self._shed(victim, wait_s, "the queue is full and a stricter class came")
         return True
+
+    def _refuse(self, request: Request, wait_s: float, longest_s: float) -> None:
+        detail = f"it would wait about {wait_s:.1f} s, and may wait {longest_s:.1f} s"
+        reason = common_pb2.REASON_OVERLOADED
+        self._book.end(request, reason, detail, wait_s - longest_s)
 
     def _shed(self, victim: Request, wait_s: float, why: str) -> None:
         retry_s = max(wait_s, self._book.policy.of_class(victim.class_rank).ttft_s)
@@ -160,10 +181,10 @@ class Clients:
     def _start(self, request: Request, choice: Choice) -> None:
         book, chosen = self._book, choice.chosen
         assert chosen is not None
-        waits = tuple(
-            after - before
-            for after, before in zip(book.match.waited_s, request.waits_before, strict=True)
-        )
+        waits: tuple[float, ...] = _NO_WAITS
+        if request.waits_before:
+            pairs = zip(book.match.waited_s, request.waits_before, strict=True)
+            waits = tuple(after - before for after, before in pairs)
         request.decide(Decision(book.now_s, chosen, tuple(choice.candidates), waits))
         attempt = book.holdings.open(request, chosen)
         request.attempt = attempt

@@ -103,10 +103,15 @@ class Columns:
     def _best(self, cost: NDArray[np.float64], tokens: int, most: int) -> list[WorkerView]:
         room = self._room
         if len(room) > most:
-            cost = cost[: len(room)]
             rows = cost.argpartition(most)[:most].tolist()
-            if all(room[row] >= tokens for row in rows):
-                return [view for row in rows if (view := self._views[row]) is not None]
+            views = []
+            for row in rows:
+                view = self._views[row] if row < len(room) else None
+                if view is None or room[row] < tokens:
+                    break
+                views.append(view)
+            else:
+                return views
         # Some of the best have too little memory left, or there are few: look at all.
         rows = [row for row, free in enumerate(room) if free >= tokens]
         costs = cost.tolist()

@@ -79,21 +79,24 @@ class Fleet:
     def refresh(self, view: WorkerView) -> None:
         """Bring sums and columns up to date with a worker."""
         view.refresh(self.now_s)
-        room = view.room_tokens
-        reads = view.role == "prefill"
-        size = Columns.ANY if view.credits is None else view.total_tokens
-        tripped = view.breaker.open_until_s is not None
-        if tripped:
+        credits, room = view.credits, view.room_tokens
+        size = Columns.ANY if credits is None else credits.total_tokens
+        ever = -1 if view.draining else size
+        if view.breaker.open_until_s is not None:
             self._tripped[view.worker_id] = view
-        ever = -1 if view.draining or (tripped and room < 0) else size
-        load = view.wait_s if reads else view.occupancy
-        columns = self._columns[view.model_version, view.role]
-        columns.write(view.row, room, ever, size, load, view.per_token_s)
-        if reads:
-            share = (float(bool(view.unread_tokens or view.load.waiting_prefill_tokens)), 1.0)
+            if room < 0:
+                ever = -1
+        assert view.columns is not None
+        if view.role == "prefill":
+            busy = 1.0 if view.unread_tokens or view.load.waiting_prefill_tokens else 0.0
+            shares = (busy, 1.0, float(view.link_bytes))
+            load = view.wait_s
         else:
-            share = (float(len(view.holds)), float(view.most_slots))
-        self._count(view, (*share, float(view.link_bytes if reads else 0)))
+            shares = (float(len(view.holds)), float(view.most_slots), 0.0)
+            load = view.occupancy
+        view.columns.write(view.row, room, ever, size, load, view.per_token_s)
+        if shares != view.shares:
+            self._count(view, shares)
 
     @property
     def next_probe_s(self) -> float | None:
@@ -124,7 +127,7 @@ class Fleet:
         if columns is None:
             columns = self._columns[key] = Columns()
             self._note_versions()
-        view.row = columns.add(view)
+        view.columns, view.row = columns, columns.add(view)
         self._decoders += view.role == "decode"
         self.refresh(view)
 

@@ -53,8 +53,13 @@ class Ask(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """A pair that was looked at, or with an empty `prefill` a decode worker that reads itself."""
+    """A pair that was looked at, or with an empty `prefill` a decode worker that reads itself.
 
+    In this order the best comes first, and equal ones by name. `expected_s` is seconds to the
+    first token, and the step after it: the sum of the others.
+    """
+
+    expected_s: float
     decode: str
     prefill: str
     uncached_tokens: int
@@ -64,11 +69,6 @@ class Candidate(NamedTuple):
     step_s: float
     state_bytes: int
     refused: Blocked | None  # why it could not take the request
-
-    @property
-    def expected_s(self) -> float:
-        """Seconds to the first token, and the step after it."""
-        return self.wait_s + self.read_s + self.transfer_s + self.step_s
 
 
 class Choice(NamedTuple):
@@ -85,9 +85,9 @@ def choose(fleet: Fleet, policy: Policy, ask: Ask) -> Choice:
     choices = [_choose_in(fleet, policy, ask, version) for version in versions]
     if len(choices) == 1:
         return choices[0]
-    able = [choice for choice in choices if choice.chosen is not None]
+    able = [(choice.chosen, choice) for choice in choices if choice.chosen is not None]
     if able:
-        return min(able, key=lambda choice: _order(choice.chosen))
+        return min(able, key=lambda pair: pair[0][:3])[1]
     return next(iter(choices), Choice(None, (), Blocked.DECODE))
 
 
@@ -97,14 +97,11 @@ def fits_nowhere(fleet: Fleet, hold_tokens: int) -> bool:
     return not any(pool is not None and pool.any_size(hold_tokens) for pool in pools)
 
 
-def _order(candidate: Candidate | None) -> tuple[float, str, str]:
-    assert candidate is not None
-    return (candidate.expected_s, candidate.decode, candidate.prefill)
-
-
 class _Reader(NamedTuple):
-    """What a prefill worker would do for a request, whoever decodes it."""
+    """What a prefill worker would do for a request, whoever decodes it; in order of `done_s`."""
 
+    done_s: float
+    worker_id: str
     view: WorkerView
     uncached_tokens: int
     read_s: float
@@ -123,7 +120,7 @@ def _choose_in(fleet: Fleet, policy: Policy, ask: Ask, version: str) -> Choice:
     pool = fleet.columns(version, "prefill")
     if pool is None or not pool.any_ever(ask.read_tokens):
         return _best([_local(writer, ask) for writer in writers])
-    local = [_local(writer, ask) for writer in writers if _better_here(writer, policy, ask)]
+    local = _worth_reading_here(writers, policy, ask, with_hit)
     readers = _readers(pool, policy, ask, with_hit)
     if not readers:
         return _best(local) if local else Choice(None, (), Blocked.PREFILL)
@@ -142,7 +139,7 @@ def _choose_in(fleet: Fleet, policy: Policy, ask: Ask, version: str) -> Choice:
 
 def _best(candidates: list[Candidate]) -> Choice:
     able = [candidate for candidate in candidates if candidate.refused is None]
-    return Choice(min(able, key=_order), candidates)
+    return Choice(min(able), candidates)
 
 
 def _writers(pool: Columns, ask: Ask, with_hit: list[WorkerView]) -> list[WorkerView]:
@@ -166,16 +163,20 @@ def _readers(pool: Columns, policy: Policy, ask: Ask, with_hit: list[WorkerView]
     ]
     if len(more) > _WITH_HIT:
         more.sort(key=lambda view: (view.wait_s, view.worker_id))
-    backlog_s = policy.prefill_backlog_s
+    backlog_s, hits = policy.prefill_backlog_s, ask.hits
     readers = []
     for view in _unavoided(ask, views + more[:_WITH_HIT]):
         if view.wait_s > backlog_s and view.unread_tokens:
             continue
-        uncached, load = ask.read_tokens - ask.hits.tokens(view.worker_id), view.load
+        name, load, uncached = view.worker_id, view.load, ask.read_tokens
+        if hits:
+            uncached -= hits.tokens(name)
+        read_s = uncached * view.per_token_s
         state_bytes = int(ask.read_tokens * load.state_bytes_per_token)
         state_bytes += load.state_bytes_per_request
-        readers.append(_Reader(view, uncached, uncached * view.per_token_s, state_bytes))
-    readers.sort(key=lambda reader: (reader.view.wait_s + reader.read_s, reader.view.worker_id))
+        done_s = view.wait_s + read_s
+        readers.append(_Reader(done_s, name, view, uncached, read_s, state_bytes))
+    readers.sort()
     return readers[:_READERS]
 
 
@@ -200,15 +201,23 @@ def _unavoided(ask: Ask, views: list[WorkerView]) -> list[WorkerView]:
 
 
 def _keeps_itl(view: WorkerView, itl_s: float) -> bool:
+    if not view.steps.limits:
+        return True
     most = view.most_requests(itl_s)
     return most is None or view.running < most
 
 
-def _better_here(view: WorkerView, policy: Policy, ask: Ask) -> bool:
-    """Whether so little is to be read that a hand-off is not worth it."""
-    uncached = ask.read_tokens - ask.hits.tokens(view.worker_id)
-    share = policy.local_prefill_share * ask.read_tokens
-    return uncached <= max(policy.local_prefill_tokens, share)
+def _worth_reading_here(
+    writers: list[WorkerView], policy: Policy, ask: Ask, with_hit: list[WorkerView]
+) -> list[Candidate]:
+    """Decode workers where so little is to be read that a hand-off is not worth it."""
+    most = max(policy.local_prefill_tokens, policy.local_prefill_share * ask.read_tokens)
+    if ask.read_tokens > most:
+        if not with_hit:
+            return []
+        writers = [view for view in writers if view in with_hit]
+    local = [_local(view, ask) for view in writers]
+    return [candidate for candidate in local if candidate.uncached_tokens <= most]
 
 
 def _local(view: WorkerView, ask: Ask) -> Candidate:
@@ -216,14 +225,16 @@ def _local(view: WorkerView, ask: Ask) -> Candidate:
     read_s = uncached * view.per_token_s
     # Whoever decodes there waits while the prompt is read.
     stall_s = read_s if view.running else 0.0
+    step_s = view.next_step_s + stall_s
     return Candidate(
+        expected_s=view.wait_s + read_s + step_s,
         decode=view.worker_id,
         prefill="",
         uncached_tokens=uncached,
         wait_s=view.wait_s,
         read_s=read_s,
         transfer_s=0.0,
-        step_s=view.next_step_s + stall_s,
+        step_s=step_s,
         state_bytes=0,
         refused=None,
     )
@@ -242,8 +253,9 @@ def _pair(reader: _Reader, target: WorkerView, policy: Policy) -> Candidate:
         if ahead and transfer_s > policy.link_backlog_s:
             refused = Blocked.LINK
     return Candidate(
+        reader.done_s + transfer_s + target.next_step_s,
         target.worker_id,
-        source.worker_id,
+        reader.worker_id,
         reader.uncached_tokens,
         source.wait_s,
         reader.read_s,

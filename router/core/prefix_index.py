@@ -8,7 +8,7 @@ blocks of a prefix *and* a Mamba state after it, so both are indexed, and only b
 Bounded: entries live in two generations. Looking at an entry moves it to the young one; when that
 is full, the old one is dropped and the young one becomes old. So what was used least recently goes
 first, at no cost for keeping an order. Workers are bits of a number, and equal sets of workers are
-one object: an entry costs the key, the slot in a dict and a reference, about 75 bytes.
+one object: an entry costs the key, the slot in a dict and a reference: about 120 bytes.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Generations:
 
 
 class Hits:
-    """How much of one prompt is cached where: (tokens, workers), most tokens first.
+    """How much of one prompt is cached where: (tokens, workers that have no more), most first.
 
     A system prompt that all share is cached on every worker, so they are named only as needed.
     """
@@ -138,12 +138,7 @@ class Hits:
     def most(self, count: int) -> list[str]:
         """Up to so many workers that have most of it."""
         found: list[str] = []
-        seen = 0
-        for _, workers in self._levels:
-            new = workers & ~seen
-            seen |= workers
-            if not new:
-                continue
+        for _, new in self._levels:
             # Those from `start` on first, so that not always the same ones are found.
             low = (1 << self._start % new.bit_length()) - 1
             for bits in (new & ~low, new & low):
@@ -235,6 +230,7 @@ class PrefixIndex:
         most = len(prefix.token_ids) - 1  # one token is always read, for its logits
         blocks, live = self._blocks, self._live
         levels: list[tuple[int, int]] = []
+        seen = 0  # workers of deeper levels
         for count in reversed(states.among(names, tails)):
             name = names[count]
             holders = blocks.get(name) & live if count else live
@@ -246,8 +242,9 @@ class PrefixIndex:
                 if not 0 < tokens <= most:
                     continue
                 found = states.get(prefix.tail_name(count, tail) if tail else name)
-                found &= holders
+                found &= holders & ~seen
                 if found:
+                    seen |= found
                     levels.append((tokens, found))
             if len(levels) >= _MOST_LEVELS:
                 break

@@ -48,6 +48,11 @@ class StepModel:
         """How long a step with so many requests takes; 0 while nothing is known."""
         return max(self._base + self._slope * requests, 0.0) / 1000.0
 
+    @property
+    def limits(self) -> bool:
+        """Whether larger batches were seen to take longer."""
+        return self._slope > 0.0
+
     def most_requests(self, itl_s: float) -> int | None:
         """How many can decode with that ITL; None: nothing is known to stand against any number.
 

@@ -12,6 +12,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from router.core.breaker import Breaker
+from router.core.columns import Columns
 from router.core.events import CreditsChanged, LoadChanged, Role
 from router.core.policy import Policy
 from router.core.rates import Rate
@@ -83,11 +84,13 @@ class WorkerView:
     next_step_s: float = 0.0  # of a decode step with one more request
     strictest_s: float = math.inf  # ITL target of the classes that are there
     # Where the columns have it, and what it adds to the sums of the fleet.
+    columns: Columns | None = None
     row: int = -1
     shares: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def __post_init__(self) -> None:
         self.ranks = [0] * len(self.policy.classes)
+        self.per_token_s = 1.0 / self.policy.assumed_prefill_tokens_per_s
 
     @property
     def draining(self) -> bool:
@@ -125,19 +128,22 @@ class WorkerView:
         return self.steps.most_requests(min(itl_s, self.strictest_s))
 
     def refresh(self, now_s: float) -> None:
-        """Work out what placement reads."""
-        load, policy = self.load, self.policy
-        takes = not (self.refused or self.draining or self.breaker.blocks(now_s))
-        self.room_tokens = self.free_tokens if takes and self.free_slots else -1
-        rate = load.prefill_tokens_per_s or policy.assumed_prefill_tokens_per_s
-        self.per_token_s = 1.0 / rate
-        self.wait_s = max(self.unread_tokens, load.waiting_prefill_tokens) / rate
-        self.link_rate = load.link_bytes_per_s or self.link.per_s()
-        self.next_step_s = self.steps.step_s(self.running + 1) + _OCCUPANCY_S * self.occupancy
-        self.strictest_s = math.inf
-        for rank, count in enumerate(self.ranks):
-            if count:
-                self.strictest_s = min(self.strictest_s, policy.classes[rank].itl_s)
+        """Work out what placement reads; often called, so without the detours of properties."""
+        credits, load, held = self.credits, self.load, len(self.holds)
+        self.room_tokens = -1
+        if credits is not None and not (
+            self.refused
+            or self.asked_to_drain
+            or credits.draining
+            or credits.request_slots <= self.unseen_requests
+            or self.most_slots <= held
+            or (self.breaker.open_until_s is not None and self.breaker.blocks(now_s))
+        ):
+            self.room_tokens = self.free_tokens
+        waiting = max(self.unread_tokens, load.waiting_prefill_tokens)
+        self.wait_s = waiting * self.per_token_s
+        running = max(held, load.running_requests)
+        self.next_step_s = self.steps.step_s(running + 1) + _OCCUPANCY_S * self.occupancy
 
     @property
     def occupancy(self) -> float:
@@ -158,6 +164,14 @@ class WorkerView:
         """News of how busy it is."""
         self.load = load
         self.steps.observe(load.step_requests, load.step_ms, load.step_tokens)
+        rate = load.prefill_tokens_per_s or self.policy.assumed_prefill_tokens_per_s
+        self.per_token_s = 1.0 / rate
+        self.link_rate = load.link_bytes_per_s or self.link.per_s()
+
+    def note_transfer(self, state_bytes: int, seconds: float) -> None:
+        """A hand-off from here or to here took so long."""
+        self.link.add(state_bytes, seconds)
+        self.link_rate = self.load.link_bytes_per_s or self.link.per_s()
 
     def hold(self, handle: int, held: Held) -> None:
         """Give it a request."""
@@ -167,8 +181,11 @@ class WorkerView:
         self.unseen_tokens += held.tokens
         self.unread_tokens += held.unread
         self.link_bytes += held.link_bytes
-        self.ranks[held.class_rank] += 1
-        self.breaker.sent(handle)
+        rank = held.class_rank
+        self.ranks[rank] += 1
+        self.strictest_s = min(self.strictest_s, self.policy.classes[rank].itl_s)
+        if self.breaker.open_until_s is not None:
+            self.breaker.sent(handle)
 
     def note_sent(self, handle: int) -> None:
         """The work that a handle stands for was sent: its number is the next one."""
@@ -183,6 +200,10 @@ class WorkerView:
         self._see(held)
         self.held_tokens -= held.tokens
         self.ranks[held.class_rank] -= 1
+        if not self.ranks[held.class_rank]:
+            left = [rank for rank, count in enumerate(self.ranks) if count]
+            targets = (self.policy.classes[rank].itl_s for rank in left)
+            self.strictest_s = min(targets, default=math.inf)
         self.breaker.released(handle)
         self.refused = False
 

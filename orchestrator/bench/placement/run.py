@@ -144,8 +144,9 @@ def _round(
     cpu_s = wall_s = rest_s = 0.0
     slowest_us: list[float] = []
     hits, now_s = 0, 1.0 + number
-    for begin in range(0, settings.decisions, _BURST):
-        names = [f"r{number}-{begin + one}" for one in range(_BURST)]
+    burst = min(_BURST, settings.workers, settings.decisions)
+    for begin in range(0, settings.decisions, burst):
+        names = [f"r{number}-{begin + one}" for one in range(burst)]
         events = [
             RequestArrived(
                 name,
@@ -163,8 +164,8 @@ def _round(
         cpu_s += time.thread_time() - began_cpu_s
         elapsed_s = time.perf_counter() - began_s
         wall_s += elapsed_s
-        slowest_us.append(elapsed_s / _BURST * 1e6)
-        assert len(sent) == _BURST, "each request is placed at once"
+        slowest_us.append(elapsed_s / burst * 1e6)
+        assert len(sent) == burst, "each request is placed at once"
         for name in names:
             chosen = lifecycle.requests[name].decisions[-1].chosen
             hits += chosen.uncached_tokens < settings.prompt_tokens
@@ -174,7 +175,7 @@ def _round(
             assert isinstance(one, SendReserve | SendPrefill)
             _finish(lifecycle, name, one, now_s)
         rest_s += time.thread_time() - began_cpu_s
-    decisions = len(slowest_us) * _BURST
+    decisions = len(slowest_us) * burst
     return _Decided(
         decisions / cpu_s, decisions / wall_s, max(slowest_us), rest_s / decisions * 1e6, hits
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 from protos.tandem.v1 import common_pb2
@@ -25,7 +27,7 @@ from router.core.instructions import (
     SendReserve,
 )
 from router.core.reasons import Reason
-from router.core.request import Cause, State
+from router.core.request import Cause, Request, State
 from tests.unit.router.lifecycle_bench import (
     HANDOFF,
     LENGTH,
@@ -265,3 +267,20 @@ def test_a_story_is_bounded_however_often_a_request_is_refused() -> None:
     assert len(story.decisions) <= 8
     assert story.retries == 0
     assert story.transitions[0].cause is Cause.ARRIVED
+
+
+def test_ended_requests_leave_no_garbage_behind() -> None:
+    bench = Bench("p", "d", history=0)
+    gc.collect()
+    gc.disable()
+    try:
+        bench.decoding()
+        requests = [one for one in gc.get_objects() if isinstance(one, Request)]
+        assert bench.core.requests["r"] in requests
+        count = len(requests)
+        del requests
+        bench.feed(Ended("d", 1, LENGTH))
+        left = [one for one in gc.get_objects() if isinstance(one, Request)]
+        assert len(left) == count - 1, "only a collection would find it"
+    finally:
+        gc.enable()
