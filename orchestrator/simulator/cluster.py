@@ -23,7 +23,8 @@ class WorkerKind:
         draft_tokens: in every decode step.
         out_bytes_per_s, in_bytes_per_s: of its links, all devices that hold parts of a request.
         link_latency_s: of one hand-off, however small.
-        cache_blocks: of 512 tokens that its prefix cache holds; 0 caches nothing.
+        cached_block_tokens: of memory that a cached block of 512 tokens takes, with the state after
+            it; 0 caches nothing. What requests leave of the memory is for the cache.
         cold_start_s: from having its GPUs to serving.
     """
 
@@ -37,7 +38,7 @@ class WorkerKind:
     out_bytes_per_s: float = 50e9
     in_bytes_per_s: float = 50e9
     link_latency_s: float = 0.0
-    cache_blocks: int = 0
+    cached_block_tokens: int = 0
     cold_start_s: float = 60.0
 
 

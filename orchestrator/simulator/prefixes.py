@@ -15,10 +15,10 @@ TRACE_BLOCK_TOKENS = 512
 
 
 class PrefixCache:
-    """The cache of one worker, of at most `blocks` blocks; what changed is told to routers."""
+    """The cache of one worker, of at most `most_blocks`; what changed is told to routers."""
 
-    def __init__(self, blocks: int) -> None:
-        self._most = blocks
+    def __init__(self) -> None:
+        self.most_blocks = 0
         self._known: OrderedDict[int, None] = OrderedDict()
         self.stored: list[int] = []
         self.removed: list[int] = []
@@ -47,7 +47,7 @@ class PrefixCache:
             else:
                 known[name] = None
                 self.stored.append(name)
-        while len(known) > self._most:
+        while len(known) > self.most_blocks:
             self.removed.append(known.popitem(last=False)[0])
 
     def take_changes(self) -> tuple[list[int], list[int]]:

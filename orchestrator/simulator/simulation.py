@@ -110,7 +110,7 @@ class Simulation:
         )
         self._pools = Pools(cluster, self._agenda, self._make, self._joined, self._drain)
         self._ranks = {one.name: rank for rank, one in enumerate(cluster.policy.classes)}
-        self._caches = any(kind.cache_blocks for kind in cluster.kinds.values())
+        self._caches = any(kind.cached_block_tokens for kind in cluster.kinds.values())
         self._decoders: dict[int, Worker] = {}  # who has memory reserved, by handle
         self._rows = RequestRows()
         self._samples: list[Sample] = []

@@ -63,7 +63,7 @@ class Worker:
         self._agenda = around.agenda
         self._held_tokens = 0
         self._batch = Batch()
-        self._cache = PrefixCache(kind.cache_blocks) if kind.cache_blocks else None
+        self._cache = PrefixCache() if kind.cached_block_tokens else None
         self._reading = ReadingQueue(self._cache)
         self._joining: list[Job] = []
         self._leaving: list[Job] = []
@@ -305,6 +305,9 @@ class Worker:
     def _end_chunks(self, chunks: Chunks, rows: list[tuple[Job, int]]) -> list[Job]:
         """Returns the prompts that are read; their tokens are added to `rows`."""
         done = []
+        if self._cache is not None:
+            free_tokens = self.kind.kv_tokens - self._held_tokens
+            self._cache.most_blocks = free_tokens // self.kind.cached_block_tokens
         for job in self._reading.read(chunks, self._agenda.now_s):
             if job.hands_off:
                 self._hand_off(job)
