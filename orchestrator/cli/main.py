@@ -16,6 +16,7 @@ from orchestrator.cli.failures import reported
 from orchestrator.cli.generate import generate
 from orchestrator.cli.operator import operator
 from orchestrator.cli.plan import plan
+from orchestrator.cli.simulate import simulate
 from orchestrator.cli.status import status
 from orchestrator.cli.up import up
 
@@ -48,7 +49,7 @@ def _root(
     debug_setting.set(debug)
 
 
-for _command in (up, down, status, generate, batch, demo, plan, calibrate):
+for _command in (up, down, status, generate, batch, demo, plan, simulate, calibrate):
     app.command()(reported(_command))
 app.add_typer(bench)
 app.add_typer(operator)

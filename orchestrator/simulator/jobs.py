@@ -1,0 +1,62 @@
+"""What a simulated worker knows of one request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator.simulator.links import Flow
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One request in one worker.
+
+    Attributes:
+        handle: of the router's attempt.
+        prompt_tokens: to be read, those of an earlier attempt's answer included.
+        first_index: of the first token that is made here.
+        answer_tokens: to be made here, the one at the end of the prompt included.
+        hold_tokens: of KV that belong to it until it ends.
+        priority: lower goes first.
+        hands_off: the prompt is read for another worker.
+        context_tokens: when it begins to decode.
+        names: of the prefixes of the prompt's blocks, for the cache.
+        read_tokens: of the prompt, cached or read so far.
+        made_tokens: of the answer, when it began to decode; `told_tokens` the router knows of.
+        begin_step, end_step, per_step: of its decoding; tokens in a step.
+    """
+
+    handle: int
+    prompt_tokens: int
+    first_index: int
+    answer_tokens: int
+    hold_tokens: int
+    priority: int
+    hands_off: bool
+    context_tokens: int
+    names: tuple[int, ...] = ()
+    live: bool = True
+    read_tokens: int = 0
+    cached_tokens: int = 0
+    started_s: float = -1.0
+    prefill_s: float = 0.0
+    flow: Flow | None = None
+    made_tokens: int = 0
+    told_tokens: int = 0
+    begin_step: int = -1
+    end_step: int = -1
+    per_step: float = 1.0
+
+    @property
+    def decodes(self) -> bool:
+        return self.begin_step >= 0
+
+    @property
+    def unread_tokens(self) -> int:
+        return self.prompt_tokens - self.read_tokens
+
+    def made_by(self, step: int) -> int:
+        """Tokens of the answer made here until the end of a decode step."""
+        if step >= self.end_step:
+            return self.answer_tokens
+        return self.made_tokens + int((step - self.begin_step) * self.per_step + 1e-9)

@@ -1,0 +1,86 @@
+"""The prompts that one worker has to read, and how much of which goes into the next step.
+
+Prompts that were begun go on first, then by class and arrival; each gets what the step's budget
+leaves, as in the native engine's scheduler.
+"""
+
+from __future__ import annotations
+
+import bisect
+from typing import NamedTuple
+
+from orchestrator.simulator.jobs import Job
+from orchestrator.simulator.prefixes import PrefixCache
+
+
+class Chunks(NamedTuple):
+    """What a step reads: of whom how many tokens, all together, and to how many tokens each of
+    them attends on average."""
+
+    parts: list[tuple[Job, int]]
+    tokens: int
+    mean_context: float
+
+
+class ReadingQueue:
+    """Owns the order of prompts."""
+
+    def __init__(self, cache: PrefixCache | None) -> None:
+        self._cache = cache
+        self._begun: list[Job] = []
+        self._waiting: list[Job] = []
+        self.unread_tokens = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._begun or self._waiting)
+
+    def add(self, job: Job) -> None:
+        """A prompt that nothing was read of."""
+        bisect.insort(self._waiting, job, key=lambda other: (other.priority, other.handle))
+        self.unread_tokens += job.prompt_tokens
+
+    def remove(self, job: Job) -> None:
+        """Take a prompt out, if it is here."""
+        for jobs in (self._begun, self._waiting):
+            if job in jobs:
+                jobs.remove(job)
+                self.unread_tokens -= job.unread_tokens
+
+    def chunks(self, budget: int, now_s: float) -> Chunks:
+        """The next step's; there must be something to read."""
+        left = sum(job.unread_tokens for job in self._begun)
+        while self._waiting and left < budget:
+            job = self._waiting.pop(0)
+            job.started_s = now_s
+            if self._cache is not None and job.names:
+                job.read_tokens = job.cached_tokens = self._cache.longest(
+                    job.names, job.prompt_tokens
+                )
+                self.unread_tokens -= job.cached_tokens
+            self._begun.append(job)
+            left += job.unread_tokens
+        parts, total, pairs = [], 0, 0.0
+        for job in self._begun:
+            tokens = min(budget - total, job.unread_tokens)
+            if tokens <= 0:
+                break
+            parts.append((job, tokens))
+            total += tokens
+            pairs += tokens * (job.read_tokens + tokens / 2.0)
+        return Chunks(parts, total, pairs / total)
+
+    def read(self, chunks: Chunks, now_s: float) -> list[Job]:
+        """The step has ended; returns whom it read something of and who is still wanted."""
+        seen = []
+        for job, tokens in chunks.parts:
+            if not job.live:
+                continue
+            job.read_tokens += tokens
+            self.unread_tokens -= tokens
+            if not job.unread_tokens:
+                job.prefill_s = now_s - job.started_s
+                self._begun.remove(job)
+                if self._cache is not None and job.names:
+                    self._cache.remember(job.names)
+            seen.append(job)
+        return seen

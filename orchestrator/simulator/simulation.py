@@ -1,0 +1,376 @@
+"""The event loop: the router's core on one side, simulated workers on the other, time in between.
+
+The core is the very code of a live router. What a session, a dispatcher and a network do live is
+done here: each event goes to the core in order, each of its instructions to the worker it names.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from orchestrator.simulator.agenda import Agenda
+from orchestrator.simulator.cluster import Cluster
+from orchestrator.simulator.counts import CountPolicy, Observation, fixed_counts
+from orchestrator.simulator.jobs import Job
+from orchestrator.simulator.links import Flow
+from orchestrator.simulator.pools import ROLES, Pools
+from orchestrator.simulator.prefixes import TRACE_BLOCK_TOKENS
+from orchestrator.simulator.recording import RequestRows, Sample, shares
+from orchestrator.simulator.scenario import Moment
+from orchestrator.simulator.trace import TraceRequest
+from orchestrator.simulator.worker import Surroundings, Worker
+from router.core.events import (
+    Drained,
+    DrainRequested,
+    Event,
+    FlipRequested,
+    RequestArrived,
+    Role,
+    Tick,
+    WorkerJoined,
+    WorkerLost,
+)
+from router.core.instructions import (
+    Deliver,
+    Finish,
+    Instruction,
+    SendCancel,
+    SendDrain,
+    SendFlip,
+    SendPrefill,
+    SendRenew,
+    SendReserve,
+)
+from router.core.lifecycle import Lifecycle
+from router.core.matching import MatchReport
+from router.core.prefixes import PrefixKeys
+
+_VERSION = "simulated"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a simulation is run.
+
+    Attributes:
+        seed: of what is drawn.
+        samples: of the cluster over time, about so many while requests arrive.
+        period_s: how often the number of workers is looked at.
+        every_token: advance each step by itself and tell the core of each token, for comparison.
+        validate: have the core audit itself after each event.
+    """
+
+    seed: int = 0
+    samples: int = 200
+    period_s: float = 5.0
+    every_token: bool = False
+    validate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of it. `seconds` is virtual time until the last request ended."""
+
+    requests: RequestRows
+    samples: list[Sample]
+    match: MatchReport
+    seconds: float
+    gpu_hours: float
+    events: int
+
+
+class Simulation:
+    """One run of one trace on one cluster."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        trace: Sequence[TraceRequest],
+        scenario: Sequence[Moment] = (),
+        settings: Settings | None = None,
+        counts: CountPolicy = fixed_counts,
+    ) -> None:
+        self._cluster = cluster
+        self._trace = trace
+        self._settings = settings or Settings()
+        self._counts = counts
+        self._agenda = Agenda()
+        self._core = Lifecycle(cluster.policy, validate=self._settings.validate)
+        self._inbox: deque[Event] = deque()
+        self._around = Surroundings(
+            self._agenda,
+            self._inbox.append,
+            self._open_flow,
+            random.Random(self._settings.seed),
+            self._settings.every_token,
+        )
+        self._pools = Pools(cluster, self._agenda, self._make, self._joined, self._drain)
+        self._ranks = {one.name: rank for rank, one in enumerate(cluster.policy.classes)}
+        self._caches = any(kind.cached_block_tokens for kind in cluster.kinds.values())
+        self._decoders: dict[int, Worker] = {}  # who has memory reserved, by handle
+        self._rows = RequestRows()
+        self._samples: list[Sample] = []
+        self._sampled = self._observed = self._core.match
+        self._tick_s: float | None = None
+        self._disturbed = False  # something may wait for time to pass
+        self._arrived = self._ended = 0
+        self._last_end_s = 0.0
+        self._events = 0
+        self._scenario = deque(scenario)
+
+    def run(self, progress: Callable[[int], object] = lambda _: None) -> Outcome:
+        """Run until every request has ended; `progress` is told how many have, now and then."""
+        self._pools.begin()
+        self._drain_inbox()
+        agenda = self._agenda
+        agenda.at(self._trace[0].at_s, self._arrive)
+        span_s = max(self._trace[-1].at_s, 1.0)
+        self._sample_s = span_s / self._settings.samples
+        agenda.at(0.0, self._sample)
+        agenda.at(self._settings.period_s, self._look)
+        if self._scenario:
+            agenda.at(self._scenario[0].at_s, self._happen)
+        told = 0
+        while self._ended < len(self._trace):
+            if not agenda.advance():
+                raise RuntimeError("nothing will happen any more, but requests have not ended")
+            if self._inbox:
+                self._drain_inbox()
+            if self._ended - told >= 1000:
+                told = self._ended
+                progress(told)
+        self._take_sample()
+        progress(self._ended)
+        return Outcome(
+            self._rows,
+            self._samples,
+            self._core.match,
+            self._last_end_s,
+            self._pools.gpu_hours,
+            self._events,
+        )
+
+    def _drain_inbox(self) -> None:
+        """Have the core take what was said, and do what it asks for, until nothing is left."""
+        inbox, handle, now_s = self._inbox, self._core.handle, self._agenda.now_s
+        while inbox:
+            event = inbox.popleft()
+            self._events += 1
+            for instruction in handle(event, now_s):
+                self._execute(instruction)
+            if type(event) is Drained and self._pools.drained(event.worker_id):
+                self._gone(event.worker_id, "it was drained to go")
+        if self._disturbed:
+            self._set_tick()
+
+    def _execute(self, instruction: Instruction) -> None:
+        workers = self._pools.workers
+        match instruction:
+            case Deliver():
+                pass
+            case SendReserve():
+                worker = workers[instruction.worker_id]
+                self._decoders[instruction.handle] = worker
+                worker.reserve(self._job(instruction, hands_off=False, reads=False))
+            case SendPrefill():
+                worker = workers[instruction.worker_id]
+                hands_off = instruction.ticket is not None
+                worker.prefill(self._job(instruction, hands_off=hands_off, reads=True))
+            case Finish():
+                number = int(instruction.request_id)
+                rank = self._ranks.get(self._trace[number].class_name, 0)
+                self._rows.add(number, rank, instruction)
+                self._ended += 1
+                self._last_end_s = self._agenda.now_s
+            case SendCancel():
+                workers[instruction.worker_id].cancel(instruction.handle, instruction.reason)
+            case SendDrain():
+                workers[instruction.worker_id].drain(instruction.resume)
+            case SendFlip():
+                self._flip(workers[instruction.worker_id], instruction.role)
+            case SendRenew():
+                pass  # reservations are for ever here
+
+    def _job(self, order: SendReserve | SendPrefill, *, hands_off: bool, reads: bool) -> Job:
+        """What an instruction asks of a worker."""
+        request = self._trace[int(order.request_id)]
+        made = len(order.generated)
+        prompt, left = request.prompt_tokens + made, request.answer_tokens - made
+        hold = request.prompt_tokens + request.answer_tokens
+        first = made
+        if not reads:
+            # Prefill makes the first token of an answer that has none.
+            first, left = (made, left) if made else (1, left - 1)
+        elif hands_off:
+            hold = prompt
+            if left > 1 or made:
+                left = 0 if made else 1
+            else:
+                hands_off = False  # its first token is its last
+        return Job(
+            handle=order.handle,
+            prompt_tokens=prompt,
+            first_index=first,
+            answer_tokens=left,
+            hold_tokens=hold,
+            priority=self._ranks.get(request.class_name, 0),
+            hands_off=hands_off,
+            context_tokens=prompt + (0 if made and not reads else 1),
+            names=request.block_names if reads and self._caches else (),
+        )
+
+    def _open_flow(self, source: Worker, job: Job) -> Flow | None:
+        sink = self._decoders.pop(job.handle, None)
+        if sink is None or job.handle not in sink.jobs:
+            return None
+        done = partial(self._flowed, source, sink, job)
+        return Flow(self._agenda, source.out_port, sink.in_port, done)
+
+    def _flowed(self, source: Worker, sink: Worker, job: Job, flow: Flow) -> None:
+        latency_s = source.kind.link_latency_s
+
+        def there(_: int) -> None:
+            if job.live:
+                sink.arrived(job.handle)
+                source.sent(job)
+
+        if latency_s > 0.0:
+            self._agenda.at(self._agenda.now_s + latency_s, there)
+        else:
+            there(0)
+
+    def _arrive(self, _: int) -> None:
+        """The next requests of the trace."""
+        trace, now_s = self._trace, self._agenda.now_s
+        while self._arrived < len(trace) and trace[self._arrived].at_s <= now_s:
+            request = trace[self._arrived]
+            self._inbox.append(
+                RequestArrived(
+                    str(self._arrived),
+                    request.prompt_tokens,
+                    request.answer_tokens,
+                    self._ranks.get(request.class_name, 0),
+                    prefix=self._prefix(request),
+                )
+            )
+            self._arrived += 1
+        if self._arrived < len(trace):
+            self._agenda.at(trace[self._arrived].at_s, self._arrive)
+
+    def _prefix(self, request: TraceRequest) -> PrefixKeys | None:
+        if not self._caches or not request.hash_ids:
+            return None
+        return PrefixKeys(range(request.prompt_tokens), TRACE_BLOCK_TOKENS, (), request.block_names)
+
+    def _make(self, worker_id: str, role: Role) -> Worker:
+        return Worker(worker_id, role, self._cluster.kinds[role], self._around)
+
+    def _joined(self, worker: Worker) -> None:
+        self._inbox.append(WorkerJoined(worker.worker_id, worker.role, _VERSION))
+        worker.join()
+
+    def _drain(self, worker_id: str) -> None:
+        self._inbox.append(DrainRequested(worker_id))
+
+    def _gone(self, worker_id: str, detail: str) -> None:
+        """A worker is not there any more; another one takes its place if it is wanted."""
+        self._pools.remove(worker_id).die()
+        self._inbox.append(WorkerLost(worker_id, detail))
+        self._disturbed = True
+        self._pools.reconcile()
+
+    def _flip(self, worker: Worker, role: Role) -> None:
+        before = worker.role
+        if worker.flip(role, self._cluster.kinds[role]):
+            wanted = self._pools.wanted
+            wanted[before] -= 1
+            wanted[role] += 1
+
+    def _set_tick(self) -> None:
+        """Have a Tick come when the core waits for time to pass."""
+        due_s = self._core.next_deadline_s
+        if due_s is not None and due_s != self._tick_s:
+            self._tick_s = due_s
+            self._agenda.at(due_s, self._tick)
+
+    def _tick(self, _: int) -> None:
+        self._tick_s = None
+        self._inbox.append(Tick())
+
+    def _look(self, _: int) -> None:
+        """Ask how many workers are wanted."""
+        pools, match = self._pools, self._core.match
+        queued = len(self._core.queue)
+        observed = Observation(
+            self._agenda.now_s,
+            queued,
+            len(self._core.requests) - queued,
+            {role: pools.serving(role) for role in ROLES},
+            {role: pools.starting[role] + pools.pending(role) for role in ROLES},
+            match.since(self._observed),
+        )
+        self._observed = match
+        pools.change_wanted(self._counts(observed, pools.wanted))
+        self._agenda.at(self._agenda.now_s + self._settings.period_s, self._look)
+
+    def _happen(self, _: int) -> None:
+        """The next moments of the scenario."""
+        now_s = self._agenda.now_s
+        while self._scenario and self._scenario[0].at_s <= now_s:
+            self._do(self._scenario.popleft())
+        if self._scenario:
+            self._agenda.at(self._scenario[0].at_s, self._happen)
+
+    def _do(self, moment: Moment) -> None:
+        pools = self._pools
+        match moment.kind:
+            case "kill":
+                names = [moment.worker] if moment.worker else self._fullest(moment)
+                for name in names:
+                    if name in pools.workers:
+                        self._gone(name, "it was killed")
+            case "drain" | "resume":
+                self._disturbed = True
+                self._inbox.append(DrainRequested(moment.worker, moment.kind == "resume"))
+            case "flip":
+                self._disturbed = True
+                self._inbox.append(FlipRequested(moment.worker, moment.role))
+            case "scale":
+                pools.change_wanted({**pools.wanted, **dict(moment.counts)})
+            case "gpus":
+                pools.add_gpus(moment.count)
+
+    def _fullest(self, moment: Moment) -> list[str]:
+        here = [one for one in self._pools.workers.values() if one.role == moment.role]
+        here.sort(key=lambda worker: (-len(worker.jobs), worker.worker_id))
+        return [worker.worker_id for worker in here[: moment.count]]
+
+    def _sample(self, _: int) -> None:
+        self._take_sample()
+        self._agenda.at(self._agenda.now_s + self._sample_s, self._sample)
+
+    def _take_sample(self) -> None:
+        pools, match = self._pools, self._core.match
+        prefill, decode, ratio = shares(match.since(self._sampled))
+        self._sampled = match
+        queued = len(self._core.queue)
+        self._samples.append(
+            Sample(
+                at_s=self._agenda.now_s,
+                queued=queued,
+                running=len(self._core.requests) - queued,
+                finished=self._ended,
+                prefill_serving=pools.serving("prefill"),
+                decode_serving=pools.serving("decode"),
+                starting=sum(pools.starting.values()),
+                pending=sum(pools.pending(role) for role in ROLES),
+                prefill_busy_share=prefill,
+                decode_busy_share=decode,
+                matched_ratio=ratio,
+                gpus=pools.gpus_used,
+            )
+        )

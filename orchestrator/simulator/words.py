@@ -1,0 +1,182 @@
+"""What a simulated worker says to the router: the events of a real worker's session.
+
+Said less often than live, where the core decides the same without it: of an answer the first token
+and then all others together, when it ends or its worker dies; credits as of an empty worker, from
+which the router takes off what it sent; and the load when requests come and go, no more often than
+a real worker says it. `docs/simulator.md` has the reasons.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+
+from orchestrator.simulator.cluster import WorkerKind
+from orchestrator.simulator.jobs import Job
+from orchestrator.simulator.prefixes import TRACE_BLOCK_TOKENS
+from protos.tandem.v1.handoff_pb2 import HandoffTicket
+from protos.tandem.v1.inference_pb2 import HandoffReport
+from router.core.events import (
+    CacheChanged,
+    CreditsChanged,
+    Drained,
+    Ended,
+    Event,
+    Flipped,
+    LoadChanged,
+    PrefillDone,
+    Reserved,
+    Role,
+    StateArrived,
+    TokensArrived,
+)
+from router.core.reasons import Reason
+from workers.engine.load import LoadMeter
+
+# As in the native engine: how often routers hear of a load that merely went up or down.
+_LOAD_NEWS_S = 0.1
+_TICKET = HandoffTicket()  # the core passes tickets on unread; here the handle says it all
+_ZEROS = array("I", bytes(4 * 65536))
+
+
+class WorkerWords:
+    """The voice of one worker. `meter` measures what it tells of its load."""
+
+    def __init__(self, worker_id: str, tell: Callable[[Event], None], kind: WorkerKind) -> None:
+        self._worker_id = worker_id
+        self._tell = tell
+        self.work_seen = 0
+        self._said_s = 0.0
+        self._said: tuple[bool, bool, bool] | None = None
+        self._take_kind(kind)
+
+    def _take_kind(self, kind: WorkerKind) -> None:
+        self._kind = kind
+        self._constant_bytes = int(kind.times.handoff_bytes(0.0))
+        per_token = (kind.times.handoff_bytes(4096.0) - self._constant_bytes) / 4096.0
+        self.meter = LoadMeter(per_token, self._constant_bytes)
+
+    def credits(self, *, holds: bool, draining: bool) -> None:
+        """What it takes, as of no work at all; of all that it has seen once it holds nothing."""
+        kind = self._kind
+        slots, tokens = (0, 0) if draining else (kind.max_requests, kind.kv_tokens)
+        self._tell(
+            CreditsChanged(
+                self._worker_id,
+                slots,
+                tokens,
+                kind.kv_tokens,
+                kind.max_requests,
+                tokens,
+                0 if holds else self.work_seen,
+                draining,
+            )
+        )
+
+    def reserved(self, job: Job) -> None:
+        self._tell(Reserved(self._worker_id, job.handle, _TICKET))
+
+    def state_arrived(self, job: Job) -> None:
+        self._tell(StateArrived(self._worker_id, job.handle))
+
+    def tokens(self, rows: Sequence[tuple[Job, int]]) -> None:
+        """Of each request all that were made here, less those told before."""
+        news = [(job, made) for job, made in rows if made > job.told_tokens]
+        if not news:
+            return
+        counts = [made - job.told_tokens for job, made in news]
+        total = sum(counts)
+        self._tell(
+            TokensArrived(
+                self._worker_id,
+                [job.handle for job, _ in news],
+                [job.first_index + job.told_tokens for job, _ in news],
+                counts,
+                # Nobody looks at their ids.
+                _ZEROS[:total] if total <= len(_ZEROS) else array("I", bytes(4 * total)),
+            )
+        )
+        for job, made in news:
+            job.told_tokens = made
+
+    def prompt_read(self, job: Job) -> None:
+        """And its state stays here."""
+        self._prefill_done(job, None)
+
+    def handed_off(self, job: Job, state_bytes: float, seconds: float) -> None:
+        """So many bytes were written in that time."""
+        self.meter.sent(int(state_bytes), seconds)
+        report = HandoffReport(
+            kv_bytes=max(int(state_bytes) - self._constant_bytes, 0),
+            mamba_bytes=self._constant_bytes,
+            transfer_ms=seconds * 1e3,
+            handoff_ms=seconds * 1e3,
+        )
+        self._prefill_done(job, report)
+
+    def _prefill_done(self, job: Job, report: HandoffReport | None) -> None:
+        prefill_ms = job.prefill_s * 1e3
+        self._tell(PrefillDone(self._worker_id, job.handle, prefill_ms, report, job.cached_tokens))
+
+    def ended(self, job: Job, reason: Reason) -> None:
+        self._tell(Ended(self._worker_id, job.handle, reason))
+
+    def drained(self) -> None:
+        self._tell(Drained(self._worker_id))
+
+    def flipped(self, role: Role, kind: WorkerKind) -> None:
+        self._take_kind(kind)
+        self._tell(Flipped(self._worker_id, role))
+
+    def not_flipped(self, role: Role, reason: Reason, detail: str) -> None:
+        self._tell(Flipped(self._worker_id, role, reason, detail))
+
+    def load(
+        self, now_s: float, running: int, decoding: int, waiting_tokens: int, link_bytes: float
+    ) -> None:
+        """How busy it is, if that is news."""
+        zeros = (running > 0, waiting_tokens > 0, link_bytes > 0.0)
+        if zeros == self._said and now_s - self._said_s < _LOAD_NEWS_S:
+            return
+        load = self.meter.news(
+            now_s,
+            _LOAD_NEWS_S,
+            running_requests=running,
+            decoding_requests=decoding,
+            waiting_prefill_tokens=waiting_tokens,
+            link_bytes_in_flight=int(link_bytes),
+        )
+        if load is None:
+            return
+        self._said, self._said_s = zeros, now_s
+        self._tell(
+            LoadChanged(
+                self._worker_id,
+                load.running_requests,
+                load.waiting_prefill_tokens,
+                load.prefill_tokens_per_s,
+                load.step_ms,
+                load.step_requests,
+                load.step_tokens,
+                load.link_bytes_in_flight,
+                load.link_bytes_per_s,
+                load.state_bytes_per_token,
+                load.state_bytes_per_request,
+            )
+        )
+
+    def cache(self, stored: list[int], removed: list[int], *, reset: bool = False) -> None:
+        """What came into the prefix cache and what went; a state goes with each block."""
+        if not (stored or removed or reset):
+            return
+        self._tell(
+            CacheChanged(
+                self._worker_id,
+                TRACE_BLOCK_TOKENS,
+                reset,
+                stored,
+                removed,
+                [(name, name, TRACE_BLOCK_TOKENS) for name in stored],
+                removed,
+            )
+        )

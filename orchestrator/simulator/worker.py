@@ -1,0 +1,345 @@
+"""One simulated worker: takes the router's commands, keeps time, and makes tokens on schedule.
+
+Steps are put together as the native engine's scheduler does it: every request that decodes, and
+prompts in what they leave of the step's tokens, or at least in a quarter of it. Steps that only
+decode are advanced in one go until somebody joins or leaves.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from orchestrator.simulator.agenda import Agenda
+from orchestrator.simulator.batch import Batch
+from orchestrator.simulator.cluster import WorkerKind
+from orchestrator.simulator.jobs import Job
+from orchestrator.simulator.links import Flow, Port
+from orchestrator.simulator.prefixes import PrefixCache
+from orchestrator.simulator.reading import Chunks, ReadingQueue
+from orchestrator.simulator.runs import Run, decode_run
+from orchestrator.simulator.speculation import AnswerSteps
+from orchestrator.simulator.words import WorkerWords
+from protos.tandem.v1 import common_pb2
+from router.core.events import Event, Role
+from router.core.reasons import Reason
+
+_LEAST_PREFILL_SHARE = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a worker needs of the rest.
+
+    Attributes:
+        tell: takes events for the router, which acts on them after the worker is done.
+        open_flow: a way for the state of a request to the worker that has reserved memory for it;
+            None when there is no such worker any more.
+        every_token: take each step by itself and tell the router of each token: the reference that
+            closed forms are compared with.
+    """
+
+    agenda: Agenda
+    tell: Callable[[Event], None]
+    open_flow: Callable[[Worker, Job], Flow | None]
+    rng: random.Random
+    every_token: bool = False
+
+
+class Worker:
+    """Owns every request that it has accepted."""
+
+    def __init__(self, worker_id: str, role: Role, kind: WorkerKind, around: Surroundings) -> None:
+        self.worker_id = worker_id
+        self.role = role
+        self.kind = kind
+        self.out_port = Port(kind.out_bytes_per_s)
+        self.in_port = Port(kind.in_bytes_per_s)
+        self.jobs: dict[int, Job] = {}
+        self.draining = False
+        self._asked_to_drain = False
+        self._around = around
+        self._agenda = around.agenda
+        self._held_tokens = 0
+        self._batch = Batch()
+        self._cache = PrefixCache() if kind.cached_block_tokens else None
+        self._reading = ReadingQueue(self._cache)
+        self._joining: list[Job] = []
+        self._leaving: list[Job] = []
+        self._link_bytes = 0.0
+        self._words = WorkerWords(worker_id, around.tell, kind)
+        self._answer_steps = AnswerSteps(kind.times.acceptance_length, kind.draft_tokens)
+        # What runs: so many decode steps, or one step with chunks; 0 steps: nothing.
+        self._steps = 0
+        self._run: Run | None = None
+        self._chunks: Chunks | None = None
+        self._begun_s = 0.0
+        self._version = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step runs."""
+        return self._steps > 0
+
+    @property
+    def decoding(self) -> int:
+        """Requests that make tokens."""
+        return self._batch.count
+
+    def join(self) -> None:
+        """Say what it takes, to a router that has just met it."""
+        self._words.credits(holds=False, draining=False)
+        if self._cache is not None:
+            self._words.cache([], [], reset=True)
+
+    def reserve(self, job: Job) -> None:
+        """Set memory aside for a request whose prompt another worker reads."""
+        if self._accept(job):
+            self._words.reserved(job)
+
+    def prefill(self, job: Job) -> None:
+        """Read a prompt."""
+        if self._accept(job):
+            self._reading.add(job)
+            self._wake()
+
+    def cancel(self, handle: int, reason: Reason) -> None:
+        """Let a request go, wherever it is."""
+        job = self.jobs.get(handle)
+        if job is None:
+            return
+        if job.decodes:
+            self._leaving.append(job)
+            self._interrupt()
+        elif job in self._joining:
+            self._joining.remove(job)
+        else:
+            self._reading.remove(job)
+        if job.flow is not None:
+            job.flow.stop()
+            self._link_bytes -= job.flow.total_bytes
+        self._end(job, reason)
+
+    def drain(self, resume: bool) -> None:
+        """Take no more work, and say so when nothing is left; or take work again."""
+        self.draining = self._asked_to_drain = not resume
+        self._words.credits(holds=bool(self.jobs), draining=self.draining)
+        self._note_drained()
+
+    def flip(self, role: Role, kind: WorkerKind) -> bool:
+        """Take the other role, with `kind` of its pool; whether that was possible."""
+        if self.jobs or not self.draining:
+            reason, detail = common_pb2.REASON_NOT_DRAINED, "drain it first"
+        elif kind.layout != self.kind.layout:
+            reason = common_pb2.REASON_LAYOUT_MISMATCH
+            detail = f"its layout is {self.kind.layout}, that of {role} workers {kind.layout}"
+        else:
+            self.role, self.kind, self.draining = role, kind, False
+            self._words.flipped(role, kind)
+            self._words.credits(holds=False, draining=False)
+            return True
+        self._words.not_flipped(self.role, reason, detail)
+        return False
+
+    def arrived(self, handle: int) -> None:
+        """The state of a reservation is here."""
+        job = self.jobs.get(handle)
+        if job is not None:
+            self._words.state_arrived(job)
+            self._joining.append(job)
+            self._wake()
+
+    def sent(self, job: Job) -> None:
+        """The state of a prompt is where it belongs."""
+        assert job.flow is not None
+        self._link_bytes -= job.flow.total_bytes
+        self._words.handed_off(job, job.flow.total_bytes, self._agenda.now_s - job.flow.began_s)
+        self._forget(job)
+        self._note_load()
+
+    def die(self) -> None:
+        """Stop dead. What it has made until now has been sent."""
+        step = self._batch.step
+        if self._run is not None and self._steps:
+            step += min(self._run.finished(self._agenda.now_s - self._begun_s), self._steps)
+        self._words.tokens([(job, job.made_by(step)) for job in self._batch.members()])
+        self._version += 1
+        self._steps = 0
+        for job in self.jobs.values():
+            if job.flow is not None:
+                job.flow.stop()
+
+    def _accept(self, job: Job) -> bool:
+        self._words.work_seen += 1
+        kind = self.kind
+        full = (
+            len(self.jobs) >= kind.max_requests
+            or self._held_tokens + job.hold_tokens > kind.kv_tokens
+        )
+        if self.draining or full:
+            reason = (
+                common_pb2.REASON_DRAINING if self.draining else common_pb2.REASON_OUT_OF_CAPACITY
+            )
+            self._words.ended(job, reason)
+            return False
+        self.jobs[job.handle] = job
+        self._held_tokens += job.hold_tokens
+        return True
+
+    def _end(self, job: Job, reason: Reason = common_pb2.REASON_LENGTH) -> None:
+        self._words.ended(job, reason)
+        self._forget(job)
+
+    def _forget(self, job: Job) -> None:
+        job.live = False
+        del self.jobs[job.handle]
+        self._held_tokens -= job.hold_tokens
+        if self._asked_to_drain:
+            self._note_drained()
+
+    def _note_drained(self) -> None:
+        if self._asked_to_drain and not self.jobs:
+            self._asked_to_drain = False
+            self._words.drained()
+
+    def _note_load(self) -> None:
+        self._words.load(
+            self._agenda.now_s,
+            len(self.jobs),
+            self._batch.count,
+            self._reading.unread_tokens,
+            self._link_bytes,
+        )
+
+    def _wake(self) -> None:
+        if self._steps:
+            self._interrupt()
+        else:
+            self._begin()
+
+    def _interrupt(self) -> None:
+        """Have the steps that run now end with the one that has begun already."""
+        run = self._run
+        if run is None or self._steps <= 1:
+            return
+        steps = run.running(self._agenda.now_s - self._begun_s)
+        if steps < self._steps:
+            self._steps = steps
+            self._version += 1
+            self._agenda.at(self._begun_s + run.end_s(steps), self._due, self._version)
+
+    def _begin(self) -> None:
+        """Begin what can be begun."""
+        batch = self._batch
+        for job in self._joining:
+            self._decode(job)
+        self._joining.clear()
+        self._run = self._chunks = None
+        self._begun_s = self._agenda.now_s
+        if self._reading:
+            seconds = self._begin_chunks()
+        elif batch.count:
+            steps = 1 if self._around.every_token else batch.steps_to_next_end()
+            run = self._run = decode_run(
+                self.kind.times, batch.count, batch.context_tokens, batch.growth_tokens, steps
+            )
+            self._steps = run.steps
+            seconds = run.end_s(run.steps)
+        else:
+            self._steps = 0
+            return
+        self._version += 1
+        self._agenda.at(self._begun_s + seconds, self._due, self._version)
+
+    def _decode(self, job: Job) -> None:
+        left = job.answer_tokens - job.made_tokens
+        self._batch.join(job, self._answer_steps.draw(left, self._around.rng))
+
+    def _begin_chunks(self) -> float:
+        """A step that reads prompts, for all that decodes too; returns how long it takes."""
+        kind, rows = self.kind, self._batch.count
+        budget = max(
+            kind.step_tokens - rows * (kind.draft_tokens + 1),
+            int(kind.step_tokens * _LEAST_PREFILL_SHARE),
+        )
+        chunks = self._chunks = self._reading.chunks(budget, self._begun_s)
+        self._steps = 1
+        context = self._batch.context_tokens
+        seconds = kind.times.step_s(rows, context, chunks.tokens, chunks.mean_context)
+        decode_s = kind.times.step_s(rows, context) if rows else 0.0
+        self._words.meter.read(chunks.tokens, seconds - decode_s)
+        return seconds
+
+    def _due(self, version: int) -> None:
+        """The end of what ran."""
+        if version != self._version:
+            return
+        batch, run, chunks = self._batch, self._run, self._chunks
+        finished: list[Job] = []
+        if batch.count:
+            steps, seconds = self._steps, self._agenda.now_s - self._begun_s
+            if run is not None:
+                seconds = run.first_s + run.slope_s * (steps - 1)
+            self._words.meter.decoded(batch.count, round(batch.growth_tokens), seconds)
+            finished = batch.advance(steps)
+        for job in self._leaving:
+            batch.leave(job)
+        changed = bool(finished or chunks or self._leaving or self._joining)
+        self._leaving.clear()
+        rows = [(job, job.answer_tokens) for job in finished]
+        if self._around.every_token:
+            rows += [(job, job.made_by(batch.step)) for job in batch.members()]
+        read = [] if chunks is None else self._end_chunks(chunks, rows)
+        self._words.tokens(rows)
+        for job in read:
+            self._end_reading(job)
+        for job in finished:
+            self._end(job)
+        self._begin()
+        if changed:
+            self._note_load()
+        if read and self._cache is not None:
+            self._words.cache(*self._cache.take_changes())
+
+    def _end_chunks(self, chunks: Chunks, rows: list[tuple[Job, int]]) -> list[Job]:
+        """Returns the prompts that are read; their tokens are added to `rows`."""
+        done = []
+        if self._cache is not None:
+            free_tokens = self.kind.kv_tokens - self._held_tokens
+            self._cache.most_blocks = free_tokens // self.kind.cached_block_tokens
+        for job in self._reading.read(chunks, self._agenda.now_s):
+            if job.hands_off:
+                self._hand_off(job)
+            if not job.unread_tokens:
+                done.append(job)
+                if job.answer_tokens:
+                    job.made_tokens = 1
+                    rows.append((job, 1))
+        return done
+
+    def _hand_off(self, job: Job) -> None:
+        """Send what has been read; the part of the state that does not grow goes last."""
+        if job.flow is None:
+            job.flow = self._around.open_flow(self, job)
+        flow, times = job.flow, self.kind.times
+        if flow is None:
+            return  # the router will cancel it
+        ready = times.handoff_bytes(job.read_tokens)
+        if job.unread_tokens:
+            ready -= times.handoff_bytes(0.0)
+        amount = ready - flow.total_bytes
+        self._link_bytes += amount
+        flow.add(amount)
+        if not job.unread_tokens:
+            flow.seal()
+
+    def _end_reading(self, job: Job) -> None:
+        """A prompt is read: it goes on elsewhere, has all it wanted, or decodes here."""
+        if job.hands_off:
+            return
+        self._words.prompt_read(job)
+        if job.answer_tokens == 1:
+            self._end(job)
+        else:
+            self._decode(job)
