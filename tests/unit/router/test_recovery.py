@@ -280,6 +280,7 @@ def test_ended_requests_leave_no_garbage_behind() -> None:
         count = len(requests)
         del requests
         bench.feed(Ended("d", 1, LENGTH))
+        assert bench.core.next_deadline_s is None  # looked at after events, which sweeps
         left = [one for one in gc.get_objects() if isinstance(one, Request)]
         assert len(left) == count - 1, "only a collection would find it"
     finally:

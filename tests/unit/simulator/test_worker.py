@@ -62,7 +62,7 @@ def engine_ends(requests: list[tuple[float, int, int]], step_tokens: int) -> dic
         Identity("w", "f", 0, "w"),
         Limits(99, 1_000_000, step_tokens, VOCAB, 60.0),
         TIMES,
-        Prefixes(8, 0),
+        Prefixes(8, 8, 0),
         lambda address, data: None,
         lambda: now[0],
         random.Random(0),
