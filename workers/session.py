@@ -14,6 +14,7 @@ from workers.engine.commands import (
     Command,
     Grammar,
     Prefill,
+    Renew,
     Reserve,
     Sampling,
     WorkItem,
@@ -95,6 +96,9 @@ class RouterSession:
                 # An unknown handle has ended while the command was on its way.
                 key = self._key_of.get(message.cancel.handle)
                 return None if key is None else Cancel(key, message.cancel.reason)
+            case "renew":
+                key = self._key_of.get(message.renew.handle)
+                return None if key is None else Renew(key)
             case other:
                 raise ProtocolError(f"unexpected session command {other!r}")
 

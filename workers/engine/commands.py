@@ -99,4 +99,11 @@ class Cancel:
     reason: ReasonCode.ValueType
 
 
-Command = Reserve | Prefill | Cancel
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """A request is still wanted: the lease of its reservation, or of its hand-off, begins anew."""
+
+    key: int
+
+
+Command = Reserve | Prefill | Cancel | Renew

@@ -27,7 +27,7 @@ from protos.tandem.v1 import inference_pb2 as protos_dot_tandem_dot_v1_dot_infer
 from protos.tandem.v1 import handoff_pb2 as protos_dot_tandem_dot_v1_dot_handoff__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/tandem/v1/worker.proto\x12\ttandem.v1\x1a\x1dprotos/tandem/v1/common.proto\x1a protos/tandem/v1/inference.proto\x1a\x1eprotos/tandem/v1/handoff.proto\"\xb1\x01\n\x0eSessionCommand\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.tandem.v1.HelloH\x00\x12%\n\x07reserve\x18\x02 \x01(\x0b\x32\x12.tandem.v1.ReserveH\x00\x12%\n\x07prefill\x18\x03 \x01(\x0b\x32\x12.tandem.v1.PrefillH\x00\x12#\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x11.tandem.v1.CancelH\x00\x42\t\n\x07\x63ommand\"\x1a\n\x05Hello\x12\x11\n\trouter_id\x18\x01 \x01(\t\"\x99\x01\n\x08WorkItem\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.tandem.v1.SamplingParams\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12\x13\n\x0btraceparent\x18\x05 \x01(\t\x12\x10\n\x08priority\x18\x06 \x01(\r\"?\n\x07Reserve\x12!\n\x04item\x18\x01 \x01(\x0b\x32\x13.tandem.v1.WorkItem\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"i\n\x07Prefill\x12!\n\x04item\x18\x01 \x01(\x0b\x32\x13.tandem.v1.WorkItem\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12(\n\x06ticket\x18\x03 \x01(\x0b\x32\x18.tandem.v1.HandoffTicket\"?\n\x06\x43\x61ncel\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12%\n\x06reason\x18\x02 \x01(\x0e\x32\x15.tandem.v1.ReasonCode\"\xa6\x02\n\rSessionEvents\x12#\n\x07welcome\x18\x01 \x01(\x0b\x32\x12.tandem.v1.Welcome\x12#\n\x07\x63redits\x18\x02 \x01(\x0b\x32\x12.tandem.v1.Credits\x12%\n\x06tokens\x18\x03 \x01(\x0b\x32\x15.tandem.v1.TokenBatch\x12%\n\x08reserved\x18\x04 \x03(\x0b\x32\x13.tandem.v1.Reserved\x12,\n\x0cprefill_done\x18\x05 \x03(\x0b\x32\x16.tandem.v1.PrefillDone\x12.\n\rstate_arrived\x18\x06 \x03(\x0b\x32\x17.tandem.v1.StateArrived\x12\x1f\n\x05\x65nded\x18\x07 \x03(\x0b\x32\x10.tandem.v1.Ended\"\x1c\n\x07Welcome\x12\x11\n\tworker_id\x18\x01 \x01(\t\"K\n\x07\x43redits\x12\x15\n\rrequest_slots\x18\x01 \x01(\r\x12\x13\n\x0b\x66ree_tokens\x18\x02 \x01(\r\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\r\"\xaa\x01\n\nTokenBatch\x12\x0f\n\x07handles\x18\x01 \x03(\x04\x12\x15\n\rfirst_indexes\x18\x02 \x03(\r\x12\x0e\n\x06\x63ounts\x18\x03 \x03(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x10\n\x08logprobs\x18\x05 \x03(\x02\x12\x12\n\ntop_counts\x18\x06 \x03(\r\x12\x15\n\rtop_token_ids\x18\x07 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x08 \x03(\x02\"D\n\x08Reserved\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12(\n\x06ticket\x18\x02 \x01(\x0b\x32\x18.tandem.v1.HandoffTicket\"s\n\x0bPrefillDone\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12\x12\n\nprefill_ms\x18\x02 \x01(\x01\x12)\n\x07handoff\x18\x03 \x01(\x0b\x32\x18.tandem.v1.HandoffReport\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\"\x1e\n\x0cStateArrived\x12\x0e\n\x06handle\x18\x01 \x01(\x04\"\x81\x01\n\x05\x45nded\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12%\n\x06reason\x18\x02 \x01(\x0e\x32\x15.tandem.v1.ReasonCode\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x31\n\x0bspeculation\x18\x04 \x01(\x0b\x32\x1c.tandem.v1.SpeculationReport2L\n\x06Worker\x12\x42\n\x07Session\x12\x19.tandem.v1.SessionCommand\x1a\x18.tandem.v1.SessionEvents(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/tandem/v1/worker.proto\x12\ttandem.v1\x1a\x1dprotos/tandem/v1/common.proto\x1a protos/tandem/v1/inference.proto\x1a\x1eprotos/tandem/v1/handoff.proto\"\xd4\x01\n\x0eSessionCommand\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.tandem.v1.HelloH\x00\x12%\n\x07reserve\x18\x02 \x01(\x0b\x32\x12.tandem.v1.ReserveH\x00\x12%\n\x07prefill\x18\x03 \x01(\x0b\x32\x12.tandem.v1.PrefillH\x00\x12#\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x11.tandem.v1.CancelH\x00\x12!\n\x05renew\x18\x05 \x01(\x0b\x32\x10.tandem.v1.RenewH\x00\x42\t\n\x07\x63ommand\"\x1a\n\x05Hello\x12\x11\n\trouter_id\x18\x01 \x01(\t\"\x99\x01\n\x08WorkItem\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.tandem.v1.SamplingParams\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12\x13\n\x0btraceparent\x18\x05 \x01(\t\x12\x10\n\x08priority\x18\x06 \x01(\r\"?\n\x07Reserve\x12!\n\x04item\x18\x01 \x01(\x0b\x32\x13.tandem.v1.WorkItem\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"i\n\x07Prefill\x12!\n\x04item\x18\x01 \x01(\x0b\x32\x13.tandem.v1.WorkItem\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12(\n\x06ticket\x18\x03 \x01(\x0b\x32\x18.tandem.v1.HandoffTicket\"?\n\x06\x43\x61ncel\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12%\n\x06reason\x18\x02 \x01(\x0e\x32\x15.tandem.v1.ReasonCode\"\x17\n\x05Renew\x12\x0e\n\x06handle\x18\x01 \x01(\x04\"\xa6\x02\n\rSessionEvents\x12#\n\x07welcome\x18\x01 \x01(\x0b\x32\x12.tandem.v1.Welcome\x12#\n\x07\x63redits\x18\x02 \x01(\x0b\x32\x12.tandem.v1.Credits\x12%\n\x06tokens\x18\x03 \x01(\x0b\x32\x15.tandem.v1.TokenBatch\x12%\n\x08reserved\x18\x04 \x03(\x0b\x32\x13.tandem.v1.Reserved\x12,\n\x0cprefill_done\x18\x05 \x03(\x0b\x32\x16.tandem.v1.PrefillDone\x12.\n\rstate_arrived\x18\x06 \x03(\x0b\x32\x17.tandem.v1.StateArrived\x12\x1f\n\x05\x65nded\x18\x07 \x03(\x0b\x32\x10.tandem.v1.Ended\"\x1c\n\x07Welcome\x12\x11\n\tworker_id\x18\x01 \x01(\t\"K\n\x07\x43redits\x12\x15\n\rrequest_slots\x18\x01 \x01(\r\x12\x13\n\x0b\x66ree_tokens\x18\x02 \x01(\r\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\r\"\xaa\x01\n\nTokenBatch\x12\x0f\n\x07handles\x18\x01 \x03(\x04\x12\x15\n\rfirst_indexes\x18\x02 \x03(\r\x12\x0e\n\x06\x63ounts\x18\x03 \x03(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x10\n\x08logprobs\x18\x05 \x03(\x02\x12\x12\n\ntop_counts\x18\x06 \x03(\r\x12\x15\n\rtop_token_ids\x18\x07 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x08 \x03(\x02\"D\n\x08Reserved\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12(\n\x06ticket\x18\x02 \x01(\x0b\x32\x18.tandem.v1.HandoffTicket\"s\n\x0bPrefillDone\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12\x12\n\nprefill_ms\x18\x02 \x01(\x01\x12)\n\x07handoff\x18\x03 \x01(\x0b\x32\x18.tandem.v1.HandoffReport\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\"\x1e\n\x0cStateArrived\x12\x0e\n\x06handle\x18\x01 \x01(\x04\"\x81\x01\n\x05\x45nded\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12%\n\x06reason\x18\x02 \x01(\x0e\x32\x15.tandem.v1.ReasonCode\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x31\n\x0bspeculation\x18\x04 \x01(\x0b\x32\x1c.tandem.v1.SpeculationReport2L\n\x06Worker\x12\x42\n\x07Session\x12\x19.tandem.v1.SessionCommand\x1a\x18.tandem.v1.SessionEvents(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,33 +35,35 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.tandem.v1.worker_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SESSIONCOMMAND']._serialized_start=142
-  _globals['_SESSIONCOMMAND']._serialized_end=319
-  _globals['_HELLO']._serialized_start=321
-  _globals['_HELLO']._serialized_end=347
-  _globals['_WORKITEM']._serialized_start=350
-  _globals['_WORKITEM']._serialized_end=503
-  _globals['_RESERVE']._serialized_start=505
-  _globals['_RESERVE']._serialized_end=568
-  _globals['_PREFILL']._serialized_start=570
-  _globals['_PREFILL']._serialized_end=675
-  _globals['_CANCEL']._serialized_start=677
-  _globals['_CANCEL']._serialized_end=740
-  _globals['_SESSIONEVENTS']._serialized_start=743
-  _globals['_SESSIONEVENTS']._serialized_end=1037
-  _globals['_WELCOME']._serialized_start=1039
-  _globals['_WELCOME']._serialized_end=1067
-  _globals['_CREDITS']._serialized_start=1069
-  _globals['_CREDITS']._serialized_end=1144
-  _globals['_TOKENBATCH']._serialized_start=1147
-  _globals['_TOKENBATCH']._serialized_end=1317
-  _globals['_RESERVED']._serialized_start=1319
-  _globals['_RESERVED']._serialized_end=1387
-  _globals['_PREFILLDONE']._serialized_start=1389
-  _globals['_PREFILLDONE']._serialized_end=1504
-  _globals['_STATEARRIVED']._serialized_start=1506
-  _globals['_STATEARRIVED']._serialized_end=1536
-  _globals['_ENDED']._serialized_start=1539
-  _globals['_ENDED']._serialized_end=1668
-  _globals['_WORKER']._serialized_start=1670
-  _globals['_WORKER']._serialized_end=1746
+  _globals['_SESSIONCOMMAND']._serialized_end=354
+  _globals['_HELLO']._serialized_start=356
+  _globals['_HELLO']._serialized_end=382
+  _globals['_WORKITEM']._serialized_start=385
+  _globals['_WORKITEM']._serialized_end=538
+  _globals['_RESERVE']._serialized_start=540
+  _globals['_RESERVE']._serialized_end=603
+  _globals['_PREFILL']._serialized_start=605
+  _globals['_PREFILL']._serialized_end=710
+  _globals['_CANCEL']._serialized_start=712
+  _globals['_CANCEL']._serialized_end=775
+  _globals['_RENEW']._serialized_start=777
+  _globals['_RENEW']._serialized_end=800
+  _globals['_SESSIONEVENTS']._serialized_start=803
+  _globals['_SESSIONEVENTS']._serialized_end=1097
+  _globals['_WELCOME']._serialized_start=1099
+  _globals['_WELCOME']._serialized_end=1127
+  _globals['_CREDITS']._serialized_start=1129
+  _globals['_CREDITS']._serialized_end=1204
+  _globals['_TOKENBATCH']._serialized_start=1207
+  _globals['_TOKENBATCH']._serialized_end=1377
+  _globals['_RESERVED']._serialized_start=1379
+  _globals['_RESERVED']._serialized_end=1447
+  _globals['_PREFILLDONE']._serialized_start=1449
+  _globals['_PREFILLDONE']._serialized_end=1564
+  _globals['_STATEARRIVED']._serialized_start=1566
+  _globals['_STATEARRIVED']._serialized_end=1596
+  _globals['_ENDED']._serialized_start=1599
+  _globals['_ENDED']._serialized_end=1728
+  _globals['_WORKER']._serialized_start=1730
+  _globals['_WORKER']._serialized_end=1806
 # @@protoc_insertion_point(module_scope)

@@ -14,7 +14,8 @@ from protos.tandem.v1.common_pb2 import (
     REASON_OUT_OF_CAPACITY,
     ReasonCode,
 )
-from workers.engine.commands import Cancel, Command, Prefill, Reserve, WorkItem
+from protos.tandem.v1.handoff_pb2 import HandoffTicket
+from workers.engine.commands import Cancel, Command, Prefill, Renew, Reserve, WorkItem
 from workers.engine.events import (
     Credits,
     Ended,
@@ -32,9 +33,9 @@ from workers.engine.sampling.grammar import GrammarCompiler, GrammarError
 from workers.engine.sampling.logprobs import Chosen
 from workers.engine.sampling.state import SamplingState
 from workers.engine.sampling.verify import choose_windows
-from workers.handoff.agent import NixlAgent
-from workers.handoff.receiver import Arrival, HandoffReceiver
-from workers.handoff.sender import HandoffSender, Sent
+from workers.handoff.handoffs import Handoffs
+from workers.handoff.receiver import Arrival, Refusal, Released
+from workers.handoff.sender import SendFailed, Sent
 from workers.state.memory import Hit, OutOfMemory, StateMemory
 from workers.state.store import StateStore
 from workers.telemetry import Tracing
@@ -53,9 +54,7 @@ class NativeEngine:
         scheduler: Scheduler,
         memory: StateMemory,
         store: StateStore,
-        agent: NixlAgent,
-        sender: HandoffSender,
-        receiver: HandoffReceiver,
+        handoffs: Handoffs,
         grammars: GrammarCompiler,
         tracing: Tracing,
         clock_s: Callable[[], float],
@@ -66,9 +65,7 @@ class NativeEngine:
         self._scheduler = scheduler
         self._memory = memory
         self._store = store
-        self._agent = agent
-        self._sender = sender
-        self._receiver = receiver
+        self._handoffs = handoffs
         self._grammars = grammars
         self._tracing = tracing
         self._clock_s = clock_s
@@ -83,14 +80,16 @@ class NativeEngine:
         """How long the engine may be left alone: 0 not at all, None until the next command."""
         if self._last_credits is None or self._scheduler.busy:
             return 0.0
-        return _TRANSFER_POLL_S if self._sequences else None
+        return _TRANSFER_POLL_S if self._sequences or self._handoffs.busy else None
 
     @property
     def credits(self) -> Credits:
         """How much more this engine takes now."""
         memory = self._memory
         return Credits(
-            memory.max_requests - len(self._sequences), memory.free_tokens, memory.total_tokens
+            memory.max_requests - memory.quarantined - len(self._sequences),
+            memory.free_tokens,
+            memory.total_tokens,
         )
 
     @property
@@ -107,11 +106,12 @@ class NativeEngine:
                 self._accept_prefill(command)
             case Cancel(key, reason):
                 self._cancel(key, reason)
+            case Renew(key):
+                self._handoffs.renew(key, self._clock_s())
 
     def step(self) -> StepEvents:
         """Advance every request once and return what happened since the last step."""
-        self._poll_arrivals()
-        self._poll_sends()
+        self._poll_handoffs()
         rows, draft_tokens = self._decoder.rows()
         for sequence, tokens, hit in self._scheduler.chunks(len(rows) * (draft_tokens + 1)):
             self._read(sequence, tokens, hit)
@@ -128,13 +128,8 @@ class NativeEngine:
 
     def close(self) -> None:
         """Free everything, transfers included."""
-        for key in list(self._sequences):
-            self._receiver.cancel(key)
-            self._sender.abort(key)
         self._sequences.clear()
-        self._sender.close()
-        self._receiver.close()
-        self._agent.close()
+        self._handoffs.close()
 
     def _accept(self, item: WorkItem, prompt: tuple[int, ...]) -> Sequence | None:
         """Take a request in, or say why not."""
@@ -147,7 +142,7 @@ class NativeEngine:
                 REASON_OUT_OF_CAPACITY,
                 f"{needed} tokens needed with drafts, of {self._memory.total_tokens} in all",
             )
-        elif len(self._sequences) >= self._memory.max_requests:
+        elif self.credits.request_slots <= 0:
             problem = (
                 REASON_OUT_OF_CAPACITY,
                 f"all {self._memory.max_requests} state slots are in use",
@@ -178,7 +173,7 @@ class NativeEngine:
             self._events.ended.append(Ended(item.key, REASON_OUT_OF_CAPACITY, str(error)))
             return
         sequence.stage = Stage.RESERVED
-        ticket = self._receiver.reserve(
+        ticket = self._handoffs.receiver.reserve(
             item.key, holding.blocks, holding.slot, len(sequence.prompt), self._clock_s()
         )
         self._events.reserved.append(Reserved(item.key, ticket))
@@ -193,53 +188,60 @@ class NativeEngine:
         sequence = self._sequences.get(key)
         if sequence is None:
             return
-        if sequence.stage is Stage.SENDING:
-            # The network may still read the blocks: they are freed when the sender lets go.
-            sequence.ending = reason
-            self._sender.abort(key)
-            return
         if sequence.stage is Stage.RESERVED:
-            self._receiver.cancel(key)
-        self._end(sequence, reason)
+            now_s = self._clock_s()
+            self._end(
+                sequence, reason, quarantined=self._handoffs.receiver.cancel(key, reason, now_s)
+            )
+        else:
+            self._end(sequence, reason)
 
-    def _poll_arrivals(self) -> None:
-        for outcome in self._receiver.poll(self._clock_s()):
-            sequence = self._sequences[outcome.handle]
-            if not isinstance(outcome, Arrival):
-                self._end(sequence, outcome.reason, outcome.detail)
-                continue
-            self._memory.settle(outcome.handle)
-            self._events.state_arrived.append(StateArrived(outcome.handle))
-            sequence.context_tokens = outcome.tokens
-            # Token 0 came to the client from prefill; here it only has to be fed.
-            sequence.sampling.append(outcome.first_token_id)
-            self._begin_decoding(sequence)
+    def _poll_handoffs(self) -> None:
+        for outcome in self._handoffs.poll(self._clock_s()):
+            match outcome:
+                case Arrival():
+                    self._arrived(outcome)
+                case Refusal(key, reason, detail, quarantined):
+                    self._end(self._sequences[key], reason, detail, quarantined=quarantined)
+                case Released(key):
+                    self._memory.end_quarantine(key)
+                case Sent():
+                    self._sent(outcome)
+                case SendFailed(key, reason, detail):
+                    sequence = self._sequences[key]
+                    sequence.handing_off = False
+                    self._end(sequence, *(sequence.ending or (reason, detail)))
 
-    def _poll_sends(self) -> None:
-        now_s = self._clock_s()
-        for outcome in self._sender.poll(now_s):
-            sequence = self._sequences[outcome.handle]
-            if sequence.ending is not None:
-                self._end(sequence, sequence.ending)
-            elif isinstance(outcome, Sent):
-                outcome.report.handoff_ms = (now_s - sequence.sending_began_s) * 1000.0
-                if sequence.span is not None:
-                    sequence.span.end(
-                        {
-                            "tandem.kv_bytes": outcome.report.kv_bytes,
-                            "tandem.mamba_bytes": outcome.report.mamba_bytes,
-                            "tandem.mtp_bytes": outcome.report.mtp_bytes,
-                            "tandem.descriptors": outcome.report.descriptors,
-                        }
-                    )
-                self._events.prefill_done.append(
-                    PrefillDone(
-                        outcome.handle, sequence.prefill_ms, outcome.report, sequence.cached_tokens
-                    )
-                )
-                self._forget(sequence)
-            else:
-                self._end(sequence, outcome.reason, outcome.detail)
+    def _arrived(self, outcome: Arrival) -> None:
+        sequence = self._sequences[outcome.handle]
+        self._memory.settle(outcome.handle)
+        self._events.state_arrived.append(StateArrived(outcome.handle))
+        sequence.context_tokens = outcome.tokens
+        # Token 0 came to the client from prefill; here it only has to be fed.
+        sequence.sampling.append(outcome.first_token_id)
+        self._begin_decoding(sequence)
+
+    def _sent(self, outcome: Sent) -> None:
+        sequence, report = self._sequences[outcome.handle], outcome.report
+        sequence.handing_off = False
+        if sequence.ending is not None:
+            self._end(sequence, *sequence.ending)
+            return
+        if sequence.span is not None:
+            sequence.span.end(
+                {
+                    "tandem.kv_bytes": report.kv_bytes,
+                    "tandem.mamba_bytes": report.mamba_bytes,
+                    "tandem.mtp_bytes": report.mtp_bytes,
+                    "tandem.descriptors": report.descriptors,
+                    "tandem.transfer_ms": report.transfer_ms,
+                    "tandem.hidden_ms": report.hidden_ms,
+                }
+            )
+        self._events.prefill_done.append(
+            PrefillDone(outcome.handle, sequence.prefill_ms, report, sequence.cached_tokens)
+        )
+        self._forget(sequence)
 
     def _read(self, sequence: Sequence, tokens: int, hit: Hit | None) -> None:
         """Read a chunk, cache the prefix it ends, and after the last one make the first token."""
@@ -250,9 +252,12 @@ class NativeEngine:
             self._store.copy(hit.copies)
             if not sequence.output:
                 sequence.cached_tokens = hit.tokens
+        if sequence.ticket is not None and not sequence.handing_off:
+            self._open_handoff(sequence, sequence.ticket)
         logits = self._runner.read(sequence, tokens)
         self._cache_prefix(sequence)
         if logits is None:
+            self._handoffs.sender.advance(sequence.item.key, sequence.context_tokens)
             if sequence.unread_tokens == 0:
                 self._begin_decoding(sequence)
             return
@@ -270,7 +275,7 @@ class NativeEngine:
                 PrefillDone(sequence.item.key, sequence.prefill_ms, None, sequence.cached_tokens)
             )
         self._emit(sequence, chosen)
-        if sequence.item.key not in self._sequences:
+        if sequence.item.key not in self._sequences or sequence.ending is not None:
             return
         if sequence.ticket is not None:
             self._hand_off(sequence, chosen[0].token_id)
@@ -293,22 +298,20 @@ class NativeEngine:
         self._begin_span(sequence, "decode")
         self._decoder.begin(sequence)
 
+    def _open_handoff(self, sequence: Sequence, ticket: HandoffTicket) -> None:
+        """Ask for leave to send while the first chunk is read; a cached prefix may leave then."""
+        key = sequence.item.key
+        holding = self._memory.holding(key)
+        sequence.handing_off = True
+        sender, prompt_tokens = self._handoffs.sender, len(sequence.prompt)
+        sender.open(key, ticket, holding.blocks, holding.slot, prompt_tokens, self._clock_s())
+        sender.advance(key, sequence.context_tokens)
+
     def _hand_off(self, sequence: Sequence, first_token_id: int) -> None:
-        assert sequence.ticket is not None
         self._scheduler.remove(sequence)
         sequence.stage = Stage.SENDING
-        sequence.sending_began_s = self._clock_s()
         self._begin_span(sequence, "handoff")
-        holding = self._memory.holding(sequence.item.key)
-        self._sender.start(
-            sequence.item.key,
-            sequence.ticket,
-            holding.blocks,
-            holding.slot,
-            sequence.context_tokens,
-            first_token_id,
-            sequence.sending_began_s,
-        )
+        self._handoffs.sender.finish(sequence.item.key, first_token_id, self._clock_s())
 
     def _emit(self, sequence: Sequence, chosen: list[Chosen]) -> None:
         """Report new tokens, and end the request if the last of them ends it."""
@@ -318,17 +321,35 @@ class NativeEngine:
         if ending is not None:
             self._end(sequence, ending.reason, ending.detail)
 
-    def _end(self, sequence: Sequence, reason: ReasonCode.ValueType, detail: str = "") -> None:
+    def _end(
+        self,
+        sequence: Sequence,
+        reason: ReasonCode.ValueType,
+        detail: str = "",
+        *,
+        quarantined: bool = False,
+    ) -> None:
+        """End a request and free its memory, as soon as nobody reads or writes that any more."""
+        if sequence.handing_off:
+            # The network may still read the blocks: all this happens when it has let go.
+            if sequence.ending is None:
+                self._scheduler.remove(sequence)
+                sequence.stage = Stage.SENDING
+                sequence.ending = (reason, detail)
+                self._handoffs.sender.abort(sequence.item.key, reason, detail)
+            return
         self._events.ended.append(
             Ended(sequence.item.key, reason, detail, sequence.speculation.report())
         )
-        self._forget(sequence)
+        self._forget(sequence, quarantined=quarantined)
 
-    def _forget(self, sequence: Sequence) -> None:
+    def _forget(self, sequence: Sequence, *, quarantined: bool = False) -> None:
         if sequence.span is not None:
             sequence.span.end({"tandem.output_tokens": len(sequence.output)})
         self._scheduler.remove(sequence)
-        if sequence.stage is not Stage.WAITING:
+        if quarantined:
+            self._memory.quarantine(sequence.item.key)
+        elif sequence.stage is not Stage.WAITING:
             self._memory.free(sequence.item.key)
         del self._sequences[sequence.item.key]
 

@@ -20,13 +20,15 @@ from workers.engine.native.runner import ModelRunner
 from workers.engine.native.scheduler import Scheduler
 from workers.engine.sampling.grammar import GrammarCompiler
 from workers.handoff.agent import NixlAgent
+from workers.handoff.handoffs import Handoffs
 from workers.handoff.manifest import ModelVersion
-from workers.handoff.receiver import HandoffReceiver
-from workers.handoff.sender import HandoffSender
+from workers.handoff.rank_end import RankEnd
+from workers.handoff.ranks import RankThread
 from workers.model.allocator import keep_freed_memory
 from workers.model.hybrid import HybridModel
 from workers.state.fingerprint import model_fingerprint
 from workers.state.geometry import StateGeometry
+from workers.state.layout import StateLayout
 from workers.state.memory import StateMemory
 from workers.state.store import StateStore
 from workers.telemetry import Tracing
@@ -81,8 +83,9 @@ def load_native_engine(config: WorkerConfig, tracing: Tracing) -> LoadedEngine:
     )
     slots = config.max_requests + config.max_checkpoints
     store = StateStore(geometry, blocks=num_blocks, slots=slots, device=device)
+    layout = StateLayout(geometry)
     agent = NixlAgent(config.worker_id)
-    agent.register(store.memory())
+    end = RankEnd(agent, store, layout, 0, version, time.monotonic)
     scheduler = Scheduler(memory, config.step_tokens, config.checkpoint_tokens)
     runner = ModelRunner(model, store, memory, device)
     engine = NativeEngine(
@@ -91,13 +94,12 @@ def load_native_engine(config: WorkerConfig, tracing: Tracing) -> LoadedEngine:
         scheduler=scheduler,
         memory=memory,
         store=store,
-        agent=agent,
-        sender=HandoffSender(agent, store, version, timeout_s=config.handoff_timeout_s),
-        receiver=HandoffReceiver(
-            agent,
-            store,
+        handoffs=Handoffs(
+            RankThread(end, time.monotonic),
+            layout,
             version,
             worker_id=config.worker_id,
+            timeout_s=config.handoff_timeout_s,
             lease_s=config.handoff_lease_s,
             rng=random.SystemRandom(),
         ),
