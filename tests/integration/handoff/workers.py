@@ -24,6 +24,7 @@ from tests.unit.state.shapes import Memory, Whole
 from workers.handoff.agent import NixlAgent
 from workers.handoff.handoffs import Handoffs, Outcome
 from workers.handoff.manifest import ModelVersion
+from workers.handoff.messages import Event
 from workers.handoff.rank_end import RankEnd
 from workers.handoff.ranks import SteppedRanks
 from workers.handoff.receiver import Arrival, Refusal, Released
@@ -67,6 +68,17 @@ class Setup:
     model: ModelVersion = MODEL
 
 
+class HeldRanks(SteppedRanks):
+    """Ranks whose events can be put back, to be heard later."""
+
+    @property
+    def kept(self) -> int:
+        return len(self._events)
+
+    def keep(self, events: list[Event]) -> None:
+        self._events = events + self._events
+
+
 class Worker:
     """A worker in this process; all its ranks work in `step`."""
 
@@ -82,23 +94,20 @@ class Worker:
         for store in self.stores:
             for memory in memory_of(store).values():
                 memory[:] = setup.fill
-        self._clock_s = time.monotonic
-        ranks = SteppedRanks(
-            [
-                RankEnd(
-                    NixlAgent(f"{setup.name}.{rank}"),
-                    store,
-                    setup.layout,
-                    rank,
-                    setup.model,
-                    self._clock_s,
-                )
-                for rank, store in enumerate(self.stores)
-            ],
-            self._clock_s,
-        )
+        self.ends = [
+            RankEnd(
+                NixlAgent(f"{setup.name}.{rank}"),
+                store,
+                setup.layout,
+                rank,
+                setup.model,
+                time.monotonic,
+            )
+            for rank, store in enumerate(self.stores)
+        ]
+        self._ranks = HeldRanks(self.ends, time.monotonic)
         self.handoffs = Handoffs(
-            ranks,
+            self._ranks,
             setup.layout,
             setup.model,
             worker_id=setup.name,
@@ -112,6 +121,7 @@ class Worker:
             max_requests=SLOTS,
         )
         self.outcomes: list[Outcome] = []
+        self.deaf = False  # its ranks work on, but rank 0 hears nothing of it
 
     # What a decode engine does.
 
@@ -162,11 +172,21 @@ class Worker:
     def renew(self, handle: int) -> None:
         self.handoffs.renew(handle, self.now_s)
 
+    def hear(self, *, anything: bool) -> None:
+        self.deaf = not anything
+
+    def unheard(self) -> int:
+        """Events of the ranks that rank 0 has not heard of."""
+        return self._ranks.kept
+
     def pass_time(self, seconds: float) -> None:
         self.now_s += seconds
 
     def step(self) -> None:
         """Drive the network, and settle accounts as the engine does."""
+        if self.deaf:
+            self._ranks.keep(self._ranks.poll())
+            return
         for outcome in self.handoffs.poll(self.now_s):
             self.outcomes.append(outcome)
             match outcome:
@@ -187,10 +207,24 @@ class Worker:
         """All outcomes so far."""
         return list(self.outcomes)
 
+    def opened(self, handle: int) -> bool:
+        """Whether a hand-off is on its way out."""
+        return self.handoffs.sender._find(handle) is not None
+
     def granted(self, handle: int) -> bool:
         """Whether decode has given leave to write."""
         outgoing = self.handoffs.sender._find(handle)
         return outgoing is not None and outgoing.granted
+
+    def parts(self, handle: int) -> int:
+        """Parts of a reservation that were checked, on all ranks."""
+        receivers = [end._receiver for end in self.ends]
+        return sum(
+            len(pair.extents)
+            for receiver in receivers
+            for expected in receiver._expected.values()
+            for pair in expected.pairs.values()
+        )
 
     def audit(self) -> tuple[int, int, int]:
         """Blocks that are held, leased and quarantined; raises if accounts do not balance."""
@@ -238,9 +272,9 @@ class Remote:
         assert self.connection.poll(LIMIT_S), f"{self.setup.name} did not start"
         self.connection.recv()
 
-    def ask(self, method: str, *arguments: object) -> object:
+    def ask(self, method: str, *arguments: object, **keywords: object) -> object:
         """Call a method of the worker."""
-        self.connection.send((method, arguments))
+        self.connection.send((method, arguments, keywords))
         assert self.connection.poll(LIMIT_S), f"{self.setup.name} does not answer to {method}"
         return self.connection.recv()
 
@@ -285,8 +319,8 @@ def _serve(connection: Connection, setup: Setup) -> None:
                 request = connection.recv()
                 if request is None:
                     break
-                method, arguments = request
-                connection.send(getattr(worker, method)(*arguments))
+                method, arguments, keywords = request
+                connection.send(getattr(worker, method)(*arguments, **keywords))
             worker.step()
     except EOFError:
         pass
