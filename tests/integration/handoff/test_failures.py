@@ -21,7 +21,6 @@ from protos.tandem.v1.common_pb2 import (
     REASON_LEASE_EXPIRED,
     REASON_OUT_OF_CAPACITY,
     REASON_TRANSFER_FAILED,
-    ReasonCode,
 )
 from tests.integration.handoff.workers import (
     LEASE_S,

@@ -20,6 +20,7 @@ import torch
 
 from protos.tandem.v1.common_pb2 import REASON_CANCELLED, REASON_OUT_OF_CAPACITY, ReasonCode
 from protos.tandem.v1.handoff_pb2 import HandoffTicket, StateKind
+from tests.integration.handoff.namespaces import enter
 from tests.unit.state.shapes import Memory, Whole
 from workers.handoff.agent import NixlAgent
 from workers.handoff.handoffs import Handoffs, Outcome
@@ -66,6 +67,7 @@ class Setup:
     lease_s: float = LEASE_S
     timeout_s: float = TIMEOUT_S
     model: ModelVersion = MODEL
+    namespace: str = ""  # a network namespace, in which only TCP leads to other workers
 
 
 class HeldRanks(SteppedRanks):
@@ -274,8 +276,16 @@ class Remote:
 
     def ask(self, method: str, *arguments: object, **keywords: object) -> object:
         """Call a method of the worker."""
+        self.send(method, *arguments, **keywords)
+        return self.answer()
+
+    def send(self, method: str, *arguments: object, **keywords: object) -> None:
+        """Begin to call a method."""
         self.connection.send((method, arguments, keywords))
-        assert self.connection.poll(LIMIT_S), f"{self.setup.name} does not answer to {method}"
+
+    def answer(self) -> object:
+        """What the method that was sent returns."""
+        assert self.connection.poll(LIMIT_S), f"{self.setup.name} does not answer"
         return self.connection.recv()
 
     def seen(self) -> list[Outcome]:
@@ -311,6 +321,9 @@ class Remote:
 
 
 def _serve(connection: Connection, setup: Setup) -> None:
+    if setup.namespace:
+        os.environ["UCX_TLS"] = "tcp"
+        enter(setup.namespace)
     worker = Worker(setup)
     connection.send("ready")
     try:
