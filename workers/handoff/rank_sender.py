@@ -174,7 +174,6 @@ class RankSender:
         copies: PairCopies,
         finish: Finish | None,
     ) -> None:
-        began_s = self._clock_s()
         remote = outgoing.destination.remote(rank)
         manifest = Manifest(
             reservation=outgoing.destination.reservation,
@@ -198,11 +197,22 @@ class RankSender:
             self._agent.connect(remote)
             self._agent.notify(remote.agent_name, to_notification(manifest))
             return
+        began_s = self._clock_s()
         transfer = self._agent.write(rows, self._store.memory(), remote, to_notification(manifest))
         outgoing.writes.append(_Write(transfer, began_s))
+        # Between processes of one machine the call that posts a write often does all of it.
+        self._settle(outgoing)
         outgoing.descriptors += len(rows)
         for kind, each in copies.items():
             outgoing.moved[kind] = outgoing.moved.get(kind, 0) + int(each[:, LENGTH].sum())
+
+    def _settle(self, outgoing: _Outgoing) -> None:
+        """Take note of the writes that are done."""
+        for write in list(outgoing.writes):
+            if write.transfer.poll():
+                write.transfer.release()
+                outgoing.writes.remove(write)
+                outgoing.spans_s.append((write.began_s, self._clock_s()))
 
     def _advance(self, outgoing: _Outgoing) -> Event | None:
         """Written or WriteEnded when it is over, WriteFailed when it begins to end."""
@@ -212,11 +222,7 @@ class RankSender:
                 return None
             return WriteEnded(self._rank, outgoing.number, ReasonCode.REASON_UNSPECIFIED, "")
         try:
-            for write in list(outgoing.writes):
-                if write.transfer.poll():
-                    write.transfer.release()
-                    outgoing.writes.remove(write)
-                    outgoing.spans_s.append((write.began_s, self._clock_s()))
+            self._settle(outgoing)
         except TransferFailed as error:
             return self._fail(outgoing, error)
         if outgoing.finish is None or outgoing.writes:

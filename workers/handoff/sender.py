@@ -166,6 +166,11 @@ class HandoffSender:
         claim = HandoffControl(claim=Claim(agent_metadata=self._metadata))
         self._tell(outgoing, claim, ticket.ranks[0].agent_metadata)
 
+    def granted(self, handle: int) -> bool:
+        """Whether decode has given leave to write."""
+        outgoing = self._find(handle)
+        return outgoing is not None and outgoing.granted
+
     def advance(self, handle: int, tokens: int, mamba_layers: int = 0) -> None:
         """Say that the KV of the first `tokens` tokens is final in memory, and the conv and SSM
         state of the first `mamba_layers` layers: these may leave while the rest is computed."""

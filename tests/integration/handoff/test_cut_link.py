@@ -13,7 +13,7 @@ from tests.integration.handoff.workers import LEASE_S, TIMEOUT_S, Remote, Setup,
 from tests.unit.state.shapes import SMALL
 from workers.handoff.receiver import Arrival, Refusal
 from workers.handoff.sender import SendFailed, Sent
-from workers.state.layout import StateLayout
+from workers.state.layout import SSM, StateLayout
 
 _WHY_NOT = why_not()
 pytestmark = pytest.mark.skipif(_WHY_NOT is not None, reason=_WHY_NOT or "")
@@ -51,7 +51,7 @@ def test_both_sides_give_up_and_free_everything(
     assert decode.seen() == [Arrival(1, TOKENS, 7)]
     assert isinstance(prefill.seen()[0], Sent)
     whole_bytes = link.received_bytes()
-    assert whole_bytes > BIG.part_bytes(3), "it went over the cable"
+    assert whole_bytes > BIG.part_bytes(SSM), "it went over the cable"
 
     link.slow_down()
     ticket = decode.ask("reserve", 2, TOKENS)

@@ -215,8 +215,7 @@ class Worker:
 
     def granted(self, handle: int) -> bool:
         """Whether decode has given leave to write."""
-        outgoing = self.handoffs.sender._find(handle)
-        return outgoing is not None and outgoing.granted
+        return self.handoffs.sender.granted(handle)
 
     def parts(self, handle: int) -> int:
         """Parts of a reservation that were checked, on all ranks."""
