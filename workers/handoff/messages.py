@@ -31,22 +31,19 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Push:
-    """Write a part of the state, which must be complete in memory; see `reshard.Extent`."""
+    """Write the KV of tokens [first_token, last_token), which must be final in memory."""
 
     transfer: int
-    first_token: int = 0
-    last_token: int = 0
-    first_layer: int = 0
-    last_layer: int = 0
+    first_token: int
+    last_token: int
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """Write the rest: tokens from `first_token`, Mamba layers from `first_layer`, draft state."""
+    """Write the rest: KV of the tokens from `first_token` on, Mamba and draft state."""
 
     transfer: int
     first_token: int
-    first_layer: int
     tokens: int
     first_token_id: int
 

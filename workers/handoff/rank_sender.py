@@ -91,13 +91,14 @@ class RankSender:
         try:
             match command:
                 case Push():
-                    self._write(outgoing, _extent(command), None)
+                    extent = Extent(command.first_token, command.last_token)
+                    self._write(outgoing, extent, None)
                 case Finish():
                     outgoing.finish, outgoing.finished_s = command, posted_s
                     extent = Extent(
                         command.first_token,
                         command.tokens,
-                        command.first_layer,
+                        0,
                         self._layout.geometry.mamba_layers,
                         True,
                     )
@@ -251,10 +252,6 @@ class RankSender:
             transfer_ms=total_s * 1000.0,
             hidden_ms=hidden_s * 1000.0,
         )
-
-
-def _extent(push: Push) -> Extent:
-    return Extent(push.first_token, push.last_token, push.first_layer, push.last_layer)
 
 
 def _busy_s(spans_s: list[tuple[float, float]], until_s: float) -> tuple[float, float]:

@@ -78,10 +78,8 @@ class _Outgoing:
     expires_s: float
     align_tokens: int
     granted: bool = False
-    ready_tokens: int = 0  # complete in memory; the rest of the fields follow it
-    ready_layers: int = 0
+    ready_tokens: int = 0  # of these the KV is final in memory
     pushed_tokens: int = 0
-    pushed_layers: int = 0
     first_token_id: int | None = None  # set: the prompt has been read
     finished: bool = False
     written: list[Written] = field(default_factory=list)
@@ -171,16 +169,15 @@ class HandoffSender:
         outgoing = self._find(handle)
         return outgoing is not None and outgoing.granted
 
-    def advance(self, handle: int, tokens: int, mamba_layers: int = 0) -> None:
-        """Say that the KV of the first `tokens` tokens is final in memory, and the conv and SSM
-        state of the first `mamba_layers` layers: these may leave while the rest is computed."""
+    def advance(self, handle: int, tokens: int) -> None:
+        """Say that the KV of the first `tokens` tokens is final in memory: it may leave while the
+        rest is computed."""
         outgoing = self._find(handle)
         if outgoing is None:
             return
         if self._layout.geometry.draft_hidden_size:
             tokens -= 1  # the draft KV of a token needs the one after it
         outgoing.ready_tokens = max(outgoing.ready_tokens, tokens)
-        outgoing.ready_layers = max(outgoing.ready_layers, mamba_layers)
         self._flush(outgoing)
 
     def finish(self, handle: int, first_token_id: int, now_s: float) -> None:
@@ -280,33 +277,17 @@ class HandoffSender:
         """Let leave what may."""
         if not outgoing.granted or outgoing.failure is not None or outgoing.finished:
             return
-        tokens, layers = outgoing.pushed_tokens, outgoing.pushed_layers
+        pushed = outgoing.pushed_tokens
         if outgoing.first_token_id is not None:
             outgoing.finished = True
-            self._post(
-                Finish(
-                    outgoing.transfer,
-                    tokens,
-                    layers,
-                    outgoing.destination.tokens,
-                    outgoing.first_token_id,
-                )
-            )
+            tokens = outgoing.destination.tokens
+            self._post(Finish(outgoing.transfer, pushed, tokens, outgoing.first_token_id))
             return
         # Whole blocks at both ends travel in few descriptors; the others wait.
         ready = outgoing.ready_tokens // outgoing.align_tokens * outgoing.align_tokens
-        if ready > tokens or outgoing.ready_layers > layers:
-            outgoing.pushed_tokens = max(ready, tokens)
-            outgoing.pushed_layers = outgoing.ready_layers
-            self._post(
-                Push(
-                    outgoing.transfer,
-                    tokens,
-                    outgoing.pushed_tokens,
-                    layers,
-                    outgoing.pushed_layers,
-                )
-            )
+        if ready > pushed:
+            outgoing.pushed_tokens = ready
+            self._post(Push(outgoing.transfer, pushed, ready))
 
     def _check_time(self, outgoing: _Outgoing, now_s: float) -> None:
         waits = not outgoing.granted or outgoing.finished

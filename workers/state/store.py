@@ -18,6 +18,9 @@ from workers.model.state_tensors import StateTensors
 from workers.state.geometry import SSM_DTYPE, StateGeometry
 from workers.state.memory import CopyPlan
 
+# Runs shorter than this on average are gathered before they are looked at, so much at a time.
+_SHORT_BYTES = 32 * 1024
+_GATHERED_BYTES = 1 << 20
 # Offsets or lengths in bytes, one for each run.
 Spans = NDArray[np.uint64]
 
@@ -88,9 +91,10 @@ class StateStore:
     def contents(
         self, kind: StateKind.ValueType, offsets: Spans, lengths: Spans
     ) -> Iterator[memoryview]:
-        """Bytes of a kind's tensor in the order given; neighbours come as one view.
+        """Bytes of a kind's tensor in the order given.
 
-        On CPU these are views of the live memory, on a GPU it is one copy.
+        Long runs in host memory come as views of it, neighbours as one. Short ones, and what is on
+        a GPU, come as copies of many at once: thousands of calls would cost more than the bytes.
 
         Args:
             kind: whose tensor.
@@ -98,11 +102,13 @@ class StateStore:
             lengths: uint64 [n], bytes.
         """
         flat = self._by_kind[kind].view(-1).view(torch.uint8)
-        if flat.is_cuda:
-            yield _gathered(flat, offsets, lengths).cpu().numpy().data
+        runs = _joined(offsets, lengths)
+        if flat.is_cuda or len(runs) * _SHORT_BYTES > int(lengths.sum()):
+            for part in _gathered(flat, offsets, lengths):
+                yield part.cpu().numpy().data
             return
         live = flat.numpy().data
-        for begin, end in _joined(offsets, lengths):
+        for begin, end in runs:
             yield live[begin:end]
 
     def wait_written(self) -> None:
@@ -138,13 +144,13 @@ def _joined(offsets: Spans, lengths: Spans) -> list[tuple[int, int]]:
     return list(zip(offsets[firsts].tolist(), ends[lasts].tolist(), strict=True))
 
 
-def _gathered(flat: torch.Tensor, offsets: Spans, lengths: Spans) -> torch.Tensor:
-    """The runs one after the other, copied row by row of the widest row that divides them all."""
+def _gathered(flat: torch.Tensor, offsets: Spans, lengths: Spans) -> Iterator[torch.Tensor]:
+    """The runs one after the other, by rows of the widest size that divides them all."""
     width = int(np.gcd.reduce(np.concatenate((offsets, lengths))))
-    rows = np.concatenate(
-        [
-            np.arange(begin, end, dtype=np.int64)
-            for begin, end in _joined(offsets // np.uint64(width), lengths // np.uint64(width))
-        ]
-    )
-    return flat.view(-1, width)[torch.from_numpy(rows).to(flat.device)].view(-1)
+    counts = (lengths // np.uint64(width)).astype(np.int64)
+    firsts = (offsets // np.uint64(width)).astype(np.int64)
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    rows = torch.from_numpy(np.repeat(firsts, counts) + within).to(flat.device)
+    table = flat[: len(flat) // width * width].view(-1, width)
+    for part in torch.split(rows, max(_GATHERED_BYTES // width, 1)):
+        yield table.index_select(0, part).view(-1)

@@ -54,7 +54,7 @@ class Pair:
 
 
 _TP1, _TP2 = ParallelLayout(), ParallelLayout.tensor_parallel(2)
-_KVP2 = ParallelLayout(kvp=2, ep=2)
+_KVP2, _KVP2_64 = (ParallelLayout(kvp=2, ep=2, interleave=tokens) for tokens in (16, 64))
 PAIRS: Final = (
     Pair("tp1 -> tp1", _TP1, _TP1),
     Pair("tp2 -> tp2", _TP2, _TP2),
@@ -62,6 +62,6 @@ PAIRS: Final = (
     Pair("tp2 -> kvp2", _TP2, _KVP2),
     Pair("tp2 -> tp1", _TP2, _TP1),
     # Where heads are cut differently a run is a block of one head: longer blocks, longer runs.
-    Pair("tp2 -> kvp2, 64", _TP2, _KVP2, 64),
+    Pair("tp2 -> kvp2, 64", _TP2, _KVP2_64, 64),
     Pair("tp2 -> tp1, 64", _TP2, _TP1, 64),
 )

@@ -155,8 +155,8 @@ class Worker:
             handle, HandoffTicket.FromString(ticket), held.blocks, held.slot, tokens, self.now_s
         )
 
-    def advance(self, handle: int, tokens: int, layers: int = 0) -> None:
-        self.handoffs.sender.advance(handle, tokens, layers)
+    def advance(self, handle: int, tokens: int) -> None:
+        self.handoffs.sender.advance(handle, tokens)
 
     def finish(self, handle: int, first_token_id: int) -> None:
         self.handoffs.sender.finish(handle, first_token_id, self.now_s)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -60,8 +59,16 @@ def test_contents_are_the_bytes_of_the_runs_in_order(runs: list[tuple[int, int]]
     offsets, lengths = np.array(runs, dtype=np.uint64).T
     views = list(store.contents(KV, offsets, lengths))
     assert b"".join(views) == b"".join(flat[a : a + n] for a, n in runs)
-    gaps = sum(a + n != b for (a, n), (b, _) in pairwise(runs))
-    assert len(views) == gaps + 1
+
+
+def test_long_runs_are_not_copied_and_neighbours_are_one_view() -> None:
+    store = StateStore(replace(SMALL, head_dim=4096), blocks=8, slots=1)
+    part = store.geometry.kv_block_bytes
+    offsets = np.array([part, 2 * part, 6 * part], dtype=np.uint64)
+    views = list(store.contents(KV, offsets, np.full(3, part, dtype=np.uint64)))
+    assert [len(view) for view in views] == [2 * part, part]
+    store.tensors.kv.view(torch.uint8)[1].fill_(5)
+    assert views[0][0] == 5
 
 
 def test_only_the_unused_places_of_a_block_are_cleared() -> None:
