@@ -20,8 +20,10 @@ logger = logging.getLogger(__name__)
 
 # How often a thread looks at the network: short against a hand-off, long against a poll.
 _BUSY_POLL_S = 0.0005
-# Where nothing is open, only a peer that asks whether we are done is waiting.
+# Where nothing is open, only a peer that asks whether we are done is waiting; but after a command
+# an answer may be on its way, such as the grant that a claim asks for.
 _IDLE_POLL_S = 0.02
+_AWAITS_ANSWER_S = 0.25
 _STOP_TIMEOUT_S = 30.0
 
 
@@ -106,6 +108,7 @@ class RankDriver:
         self._failed = failed
         # None asks the thread to end.
         self._commands: queue.SimpleQueue[tuple[Command, float] | None] = queue.SimpleQueue()
+        self._lively_until_s = 0.0
         self._thread = threading.Thread(target=self._run, name="hand-off", daemon=True)
         self._thread.start()
 
@@ -129,7 +132,8 @@ class RankDriver:
 
     def _take_commands(self) -> bool:
         """Apply all waiting commands, waiting a little for one; False asks to end."""
-        wait_s = _BUSY_POLL_S if self._end.busy else _IDLE_POLL_S
+        lively = self._end.busy or self._clock_s() < self._lively_until_s
+        wait_s = _BUSY_POLL_S if lively else _IDLE_POLL_S
         while True:
             try:
                 item = self._commands.get(wait_s > 0.0, wait_s)
@@ -138,6 +142,7 @@ class RankDriver:
             if item is None:
                 return False
             self._emit(self._end.handle(*item))
+            self._lively_until_s = self._clock_s() + _AWAITS_ANSWER_S
             wait_s = 0.0
 
     def _emit(self, events: list[Event]) -> None:
