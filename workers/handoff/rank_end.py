@@ -1,7 +1,7 @@
 """One rank's end of all hand-offs: its agent, what it sends and what it receives.
 
 Exists as the one thing that a rank has to drive. It does what it is told, says what happened, and
-decides nothing: rank 0 does. It is not thread-safe; `RankThread` gives it a thread.
+decides nothing: rank 0 does. It is not thread-safe; `RankDriver` gives it a thread.
 """
 
 from __future__ import annotations
