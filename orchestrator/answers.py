@@ -40,6 +40,7 @@ def report_as_dict(report: inference_pb2.RequestReport) -> dict[str, object]:
             "mtp_bytes": handoff.mtp_bytes,
             "descriptors": handoff.descriptors,
             "transfer_ms": round(handoff.transfer_ms, 3),
+            "hidden_ms": round(handoff.hidden_ms, 3),
             "handoff_ms": round(handoff.handoff_ms, 3),
         }
     if report.HasField("speculation"):

@@ -46,7 +46,6 @@ def batch(
     from orchestrator.errors import UsageError
     from orchestrator.spec import load_spec, refuse_unbuilt
 
-    handed_off = not colocated and max(prefill_tp, kvp, tpa, ep, tpf) == 1
     flags = {
         "model.path": "--model",
         "model.dtype": "--dtype",
@@ -62,7 +61,7 @@ def batch(
         "model.path": str(model),
         "model.dtype": dtype,
         "prefill.layout.tp": prefill_tp,
-        "prefill.workers.min": 1 if handed_off else 0,
+        "prefill.workers.min": 0 if colocated else 1,
         "prefill.resources.cpu": threads,
         "decode.layout.kvp": kvp,
         "decode.layout.tpa": tpa,
@@ -74,9 +73,7 @@ def batch(
     }
     spec = load_spec(None, overrides, flags)
     refuse_unbuilt(spec, flags)
-    if not handed_off and not colocated:
-        note("state is handed off between workers of one rank only: decode ranks read the prompts")
-    if not handed_off and prefill_tp > 1:
+    if colocated and prefill_tp > 1:
         note(f"--prefill-tp {prefill_tp} has no effect: no prefill worker is started")
     lines = read_lines(input_file)
     try:
@@ -84,7 +81,7 @@ def batch(
     except OSError as error:
         raise UsageError(f"--output {output_file}: {error.strerror}") from error
     with output, _bar(len(lines), quiet=as_json) as (report, answered):
-        summary = run_batch(spec, lines, output, not handed_off, report, answered)
+        summary = run_batch(spec, lines, output, colocated, report, answered)
     if as_json:
         print_json(
             {

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from orchestrator.cli.bench_handoff import handoff
 from orchestrator.cli.bench_helix import helix
+from orchestrator.cli.bench_placement import placement
+from orchestrator.cli.bench_planner import planner
+from orchestrator.cli.bench_progress import progress
 from orchestrator.cli.bench_router import router_command
 from orchestrator.cli.failures import reported
-from orchestrator.cli.terminal import note, print_json
+from orchestrator.cli.terminal import print_json
 
 bench = typer.Typer(
     name="bench",
@@ -71,7 +72,7 @@ def engine(
         vllm_python=vllm_python,
     )
     began_s = time.monotonic()
-    with _progress() as report:
+    with progress() as report:
         findings = run_engine_bench(settings, report)
     targets = judge(settings, findings)
     if as_json:
@@ -85,71 +86,9 @@ def engine(
     print_targets(console, targets)
 
 
-def planner(
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each measurement.")] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-) -> None:
-    """The planner: points per second, seconds of a search, and what its shortcuts cost."""
-    from orchestrator.bench.engine.tables import print_targets, wide_console
-    from orchestrator.bench.machine import describe_machine
-    from orchestrator.bench.planner.run import document, judge, run_planner_bench
-
-    began_s = time.monotonic()
-    with _progress() as report:
-        findings = run_planner_bench(rounds, report)
-    targets = judge(findings)
-    if as_json:
-        machine = describe_machine({})
-        print_json(document(findings, targets, machine, time.monotonic() - began_s))
-        return
-    print_targets(wide_console(), targets)
-
-
-def placement(
-    workers: Annotated[int, typer.Option(min=2, help="Workers, half of each role.")] = 512,
-    blocks: Annotated[int, typer.Option(min=1, help="Blocks in the prefix index.")] = 1_000_000,
-    isl: Annotated[int, typer.Option(min=1, help="Tokens of a prompt.")] = 512,
-    decisions: Annotated[int, typer.Option(min=1, help="In each of five rounds.")] = 20_000,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-) -> None:
-    """How quickly the router's core decides which workers take a request, without any I/O."""
-    from dataclasses import asdict
-
-    from orchestrator.bench.machine import describe_machine
-    from orchestrator.bench.placement.load import Settings
-    from orchestrator.bench.placement.run import run, targets
-    from orchestrator.bench.targets import rows
-
-    settings = Settings(workers, blocks, isl, decisions)
-    with _progress() as report:
-        findings = run(settings, report)
-    judged = targets(findings, full=workers >= 512 and blocks >= 1_000_000)
-    if as_json:
-        machine = describe_machine({})
-        print_json({**asdict(findings), "targets": rows(judged), "machine": machine})
-        return
-    from orchestrator.bench.engine.tables import print_targets, wide_console
-
-    console = wide_console()
-    for name, value in asdict(findings).items():
-        console.print(f"{name:>24}  {value}")
-    print_targets(console, judged)
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """What is being measured: a spinner where standard error is a terminal, else lines."""
-    if not sys.stderr.isatty():
-        yield note
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("") as status:
-        yield lambda message: status.update(f"{message} ...")
-
-
 bench.command()(reported(engine))
 bench.command()(reported(helix))
 bench.command()(reported(planner))
-bench.command(name="router")(reported(router_command(_progress)))
+bench.command(name="router")(reported(router_command(progress)))
 bench.command()(reported(placement))
+bench.command()(reported(handoff))

@@ -16,6 +16,7 @@ from orchestrator.errors import UserError
 
 if TYPE_CHECKING:
     from orchestrator.client import Client
+    from orchestrator.spec import DecodePool
     from protos.tandem.v1 import inference_pb2
 
 _LONG = (
@@ -25,6 +26,15 @@ _LONG = (
     "used as the global namespace by all functions defined in the module. Thus, the author of a "
     "module can use global variables in the module without worrying about accidental clashes. "
 )
+
+
+# The decode worker of the shipped model: two ranks that share the tokens in attention and the
+# experts after it. They are slower here than one, whose memory would do; they show what moves.
+_GROUP: dict[str, object] = {
+    "decode.layout.kvp": 2,
+    "decode.layout.ep": 2,
+    "decode.draft_tokens": 3,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +72,8 @@ class Answer:
 
 def demo(
     model: Annotated[
-        str | None, typer.Option(help="Checkpoint folder; the shipped model if not given.")
+        str | None,
+        typer.Option(help="Checkpoint folder, served by single ranks; else the shipped model."),
     ] = None,
 ) -> None:
     """Start a cluster, answer prompts, print the report, stop everything."""
@@ -72,9 +83,9 @@ def demo(
 
     # Any free port: a demo must run beside whatever else this machine does.
     overrides: dict[str, object] = {"router.grpc": "127.0.0.1:0", "router.http": "127.0.0.1:0"}
-    if model is not None:
-        overrides["model.path"] = model
-    cluster = LocalCluster(load_spec(None, overrides, {"model.path": "--model"}))
+    overrides |= _GROUP if model is None else {"model.path": model}
+    spec = load_spec(None, overrides, {"model.path": "--model"})
+    cluster = LocalCluster(spec)
     began = time.monotonic()
     answers: list[Answer] = []
     with StopSignals() as signals:
@@ -83,7 +94,8 @@ def demo(
                 endpoints = cluster.start(report, signals.requested)
             print(
                 f"Up in {time.monotonic() - began:.1f} s: Valkey, Ray Serve, one prefill worker, "
-                f"one decode worker, and the router on {endpoints.grpc}\n",
+                f"one decode worker of {_in_words(spec.decode)}, and the router on "
+                f"{endpoints.grpc}\n",
                 flush=True,
             )
             from orchestrator.client import Client
@@ -107,8 +119,16 @@ def demo(
         raise UserError("the demo left processes behind")
     if len(answers) < len(PROMPTS):
         raise typer.Exit(130)
-    if not all(answer.moved_bytes > 0 for answer in answers):
+    if not any(answer.moved_bytes > 0 for answer in answers):
         raise UserError("no state was moved by NIXL: prefill and decode were not disaggregated")
+
+
+def _in_words(decode: DecodePool) -> str:
+    layout = decode.layout
+    if layout.ranks == 1:
+        return "one rank"
+    sizes = f"KVP {layout.kvp} x TPA {layout.tpa}, TPF {layout.tpf} x EP {layout.ep}"
+    return f"{layout.ranks} ranks ({sizes}) with {decode.draft_tokens} draft tokens"
 
 
 def _ask(client: Client, prompt: Prompt) -> Answer:
@@ -150,7 +170,8 @@ def _print_summary(answers: Sequence[Answer]) -> None:
 
     table = Table(title="What was done", header_style="bold", title_justify="left")
     table.add_column("prompt")
-    for heading in ("in", "out", "TTFT ms", "ITL ms", "AL", "KV", "Mamba", "MTP", "hand-off ms"):
+    moved_columns = ("KV", "Mamba", "MTP", "desc.", "exposed ms")
+    for heading in ("in", "out", "TTFT ms", "ITL ms", "AL", *moved_columns):
         table.add_column(heading, justify="right", no_wrap=True)
     for answer in answers:
         report = answer.finished.report
@@ -164,10 +185,19 @@ def _print_summary(answers: Sequence[Answer]) -> None:
             size(report.handoff.kv_bytes),
             size(report.handoff.mamba_bytes),
             size(report.handoff.mtp_bytes),
+            str(report.handoff.descriptors),
             f"{report.handoff.handoff_ms:.1f}",
         )
     # Wide enough for the table also where the output is a file.
     console = Console()
     Console(width=max(console.width, 112)).print(table)
     moved = sum(answer.moved_bytes for answer in answers)
-    print(f"NIXL moved {size(moved)} ({moved} bytes) from prefill to decode.\n", flush=True)
+    transfer_ms = sum(answer.finished.report.handoff.transfer_ms for answer in answers)
+    hidden_ms = sum(answer.finished.report.handoff.hidden_ms for answer in answers)
+    hidden = f"{hidden_ms / transfer_ms:.0%}" if transfer_ms else "none"
+    print(
+        f"NIXL moved {size(moved)} ({moved} bytes) from prefill to decode in {transfer_ms:.1f} ms, "
+        f"{hidden} of it while prompts were still being read.\n"
+        "Prompts of a few tokens may be read where they are decoded: then nothing moves.\n",
+        flush=True,
+    )

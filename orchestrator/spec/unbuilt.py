@@ -25,18 +25,6 @@ def refuse_unbuilt(spec: ClusterSpec, flags: Mapping[str, str] | None = None) ->
         fix = f"{name} {instead}" if name.startswith("--") else f"{name}: {instead}"
         problems.append(f"{setting} is not built yet: {built}; set {fix}")
 
-    if spec.prefill.workers.min > 0:
-        layout = spec.decode.layout
-        for field, ranks in (
-            ("prefill.layout.tp", spec.prefill.layout.tp),
-            ("decode.layout.kvp", layout.kvp),
-            ("decode.layout.tpa", layout.tpa),
-            ("decode.layout.ep", layout.ep),
-            ("decode.layout.tpf", layout.tpf),
-        ):
-            if ranks != 1:
-                built = "state is handed off between workers of one rank"
-                refuse(field, ranks, built, "1, or prefill.workers.min: 0 for no hand-off")
     for role, engine in (("prefill", spec.prefill.engine), ("decode", spec.decode.engine)):
         if engine == "vllm":
             refuse(f"{role}.engine", engine, "the native and the simulated engine are", "native")

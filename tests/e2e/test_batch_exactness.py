@@ -123,15 +123,19 @@ def _batch(case: Case, folder: Path, *flags: str) -> dict[str, dict[str, object]
     "flags",
     [
         ("--draft-tokens", "3"),
+        ("--kvp", "2", "--ep", "2", "--draft-tokens", "3"),
+        ("--prefill-tp", "2", "--kvp", "2", "--tpa", "2", "--tpf", "2", "--ep", "2"),
         ("--colocated",),
         ("--colocated", "--draft-tokens", "0"),
         ("--colocated", "--kvp", "2", "--ep", "2", "--draft-tokens", "3"),
     ],
     ids=[
         "disaggregated with 3 drafts",
+        "to a Helix group of 2",
+        "from a group of 2 to one of 4",
         "colocated",
         "colocated without drafts",
-        "Helix group of 2",
+        "Helix group of 2 alone",
     ],
 )
 def test_fifty_prompts_of_the_shipped_model_equal_transformers(
@@ -145,8 +149,13 @@ def test_fifty_prompts_of_the_shipped_model_equal_transformers(
 
 @pytest.mark.parametrize(
     "flags",
-    [(), ("--colocated",), ("--colocated", "--tpa", "2", "--tpf", "2")],
-    ids=["disaggregated", "colocated", "two ranks"],
+    [
+        (),
+        ("--prefill-tp", "2"),
+        ("--colocated",),
+        ("--colocated", "--tpa", "2", "--tpf", "2"),
+    ],
+    ids=["disaggregated", "from two ranks", "colocated", "two ranks"],
 )
 def test_random_models_of_other_shapes_equal_transformers(
     seeded: Case, tmp_path: Path, flags: tuple[str, ...]

@@ -105,7 +105,7 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Renew:
-    """Begin the lease of a reservation anew."""
+    """A request is still wanted: the lease of its reservation, or of its hand-off, begins anew."""
 
     key: int
 

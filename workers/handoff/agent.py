@@ -211,6 +211,17 @@ class NixlAgent:
             raise TransferFailed(f"writing to {remote.agent_name}: the network reports an error")
         return transfer
 
+    def notify(self, agent_name: str, payload: bytes) -> None:
+        """Send a message of its own to a peer that was connected to. Does not wait.
+
+        Raises:
+            TransferFailed: the peer is unknown or gone.
+        """
+        try:
+            self._agent.send_notif(agent_name, payload)
+        except _NIXL_ERRORS as error:
+            raise _failure(f"telling {agent_name}", error) from error
+
     def notifications(self) -> list[Notification]:
         """What has come in since the last call, in order per sender. Also drives the network."""
         return [

@@ -3,7 +3,8 @@
 Exists so that a worker of several ranks lives and dies as one. Rank 0 is the worker's own process;
 the others are its children, each at the end of a pipe. When one of them ends, the rest are killed
 at once, which breaks whatever collective rank 0 is in, and rank 0 is told by a callback in case
-it is idle.
+it is idle. The same pipes carry hand-offs: commands go down among the calls, and what becomes of
+them comes up as a line each.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import queue
 import select
 import socket
 import subprocess
@@ -23,15 +25,18 @@ from typing import IO
 
 from torch._C import _distributed_c10d as c10d
 
+from protos.tandem.v1.handoff_pb2 import RankTarget
 from workers.config import WorkerConfig
-from workers.engine.native.calls import Call
+from workers.handoff.messages import Event, decode_event
 from workers.parallel.communicator import Communicator
 from workers.parallel.errors import RanksLost
-from workers.parallel.frames import encode
-from workers.parallel.rank import HOST, JOINING, READY, RankSetup, join
+from workers.parallel.frames import Told, encode
+from workers.parallel.rank import HOST, JOINING, READY, RankSetup, join, read_target
 from workers.parallel.traffic import Traffic
 
 _STOP_GRACE_S = 5.0
+# A line has a target with its metadata, or an event with an error's text: a few KB at most.
+_MOST_LINE_BYTES = 1 << 18
 _LOG = logging.getLogger(__name__)
 
 
@@ -47,6 +52,9 @@ class RankGroup:
         self._on_lost: Callable[[RanksLost], object] | None = None
         self._lock = threading.Lock()
         self._communicator: Communicator | None = None
+        self.targets: list[RankTarget] = []  # memory of ranks 1 to N-1, when they are ready
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._listeners: list[threading.Thread] = []
         # Left to itself, the store would listen on every interface.
         listener = socket.create_server((HOST, 0))
         port = listener.getsockname()[1]
@@ -86,7 +94,13 @@ class RankGroup:
 
     def wait_ready(self) -> None:
         """Wait until all have loaded. Raises RanksLost when one of them ends."""
-        self._await_line(READY)
+        self.targets = [read_target(target) for target in self._await_line(READY)]
+        self._listeners = [
+            threading.Thread(target=self._listen, args=(rank, child), daemon=True)
+            for rank, child in enumerate(self._children, start=1)
+        ]
+        for listener in self._listeners:
+            listener.start()
 
     def on_lost(self, callback: Callable[[RanksLost], object]) -> None:
         """Have `callback` called, in another thread, when a rank is lost; at most once."""
@@ -96,17 +110,28 @@ class RankGroup:
         if lost is not None:
             callback(lost)
 
-    def tell(self, call: Call) -> None:
-        """Have every follower run a call. Raises RanksLost when one does not take it."""
+    def tell(self, told: Told) -> None:
+        """Have every follower run a call or carry out a command, after all that it was told before.
+
+        Raises:
+            RanksLost: one does not take it.
+        """
         if self._lost is not None:
             raise self._lost
-        frame = encode(call)
+        frame = encode(told)
         for rank, child in enumerate(self._children, start=1):
             assert child.stdin is not None
             try:
                 _write(child.stdin.fileno(), frame, self._timeout_s)
             except OSError as error:
                 raise RanksLost(f"rank {rank} takes no calls: {error}") from error
+
+    def take_events(self) -> list[Event]:
+        """What followers said of hand-offs since the last call."""
+        events: list[Event] = []
+        while not self._events.empty():
+            events.append(self._events.get_nowait())
+        return events
 
     def close(self) -> None:
         """End the followers and wait for them."""
@@ -121,8 +146,8 @@ class RankGroup:
                 child.wait(max(deadline_s - time.monotonic(), 0.0))
             if child.poll() is None:
                 child.kill()
-        for watcher in self._watchers:
-            watcher.join()
+        for thread in (*self._watchers, *self._listeners):
+            thread.join()
         for child in self._children:
             assert child.stdout is not None
             child.stdout.close()
@@ -130,13 +155,30 @@ class RankGroup:
             self._communicator.close()
         self._store = None
 
-    def _await_line(self, wanted: str) -> None:
+    def _await_line(self, wanted: str) -> list[str]:
+        """Wait until each follower is so far; what it says with that, by rank."""
+        said = []
         for rank, child in enumerate(self._children, start=1):
             assert child.stdout is not None
-            line = child.stdout.readline().decode().strip()
-            if line != wanted:
+            line = child.stdout.readline(_MOST_LINE_BYTES).decode().strip()
+            word, _, rest = line.partition(" ")
+            if word != wanted:
                 status = child.wait()
                 raise RanksLost(f"rank {rank} ended with status {status} while starting")
+            said.append(rest)
+        return said
+
+    def _listen(self, rank: int, child: subprocess.Popen[bytes]) -> None:
+        """Take in what a follower says of hand-offs, until it ends."""
+        assert child.stdout is not None
+        while line := child.stdout.readline(_MOST_LINE_BYTES):
+            try:
+                self._events.put(decode_event(line))
+            except ValueError as error:
+                if not self._closing.is_set() and child.poll() is None:
+                    _LOG.error("rank %d is ended, for it says what no rank says: %s", rank, error)
+                    child.kill()
+                return
 
     def _watch(self, rank: int, child: subprocess.Popen[bytes]) -> None:
         status = child.wait()

@@ -3,8 +3,9 @@
 Exists so that leaks and double frees are errors where they happen instead of wrong answers later.
 One owner, the engine loop, calls everything here; nothing is locked.
 
-A number is free, leased (set aside for state that another worker will write), allocated (at least
-one live request holds it) or cached (only the prefix cache keeps it). Requests share blocks of a
+A number is free, leased (set aside for state that another worker will write), quarantined (leased
+for a request that has ended, while a writer may not know), allocated (at least one live request
+holds it) or cached (only the prefix cache keeps it). Requests share blocks of a
 common prefix, so holders are counted. Lowest numbers go first, which keeps requests contiguous
 while little is in use, and contiguous blocks travel in one descriptor.
 """
@@ -34,6 +35,7 @@ class Accounts:
     allocated: int
     leased: int
     cached: int
+    quarantined: int = 0
 
 
 class NumberPool:
@@ -46,6 +48,7 @@ class NumberPool:
         self._capacity = capacity
         self._free = list(range(capacity))  # a heap
         self._leased: set[int] = set()
+        self._quarantined: set[int] = set()
         self._holders: Counter[int] = Counter()  # live requests, by number
         self._keepers: Counter[int] = Counter()  # entries of the prefix cache, by number
         self._cached: set[int] = set()  # kept, and held by no request
@@ -64,7 +67,12 @@ class NumberPool:
     def accounts(self) -> Accounts:
         """The current state of the pool, counted."""
         return Accounts(
-            self._capacity, self.free, len(self._holders), len(self._leased), self.cached
+            self._capacity,
+            self.free,
+            len(self._holders),
+            len(self._leased),
+            self.cached,
+            len(self._quarantined),
         )
 
     def take(self, count: int, *, leased: bool = False) -> tuple[int, ...]:
@@ -91,6 +99,23 @@ class NumberPool:
             raise PoolError(f"{self._name}: not leased: {sorted(settled - self._leased)}")
         self._leased -= settled
         self._holders.update(settled)
+
+    def quarantine(self, numbers: Iterable[int]) -> None:
+        """Keep leased numbers from everybody until `end_quarantine`: somebody may write there."""
+        kept = self._distinct(numbers)
+        if not kept <= self._leased:
+            raise PoolError(f"{self._name}: not leased: {sorted(kept - self._leased)}")
+        self._leased -= kept
+        self._quarantined |= kept
+
+    def end_quarantine(self, numbers: Iterable[int]) -> None:
+        """Nobody writes there any more: the numbers are free."""
+        freed = self._distinct(numbers)
+        if not freed <= self._quarantined:
+            missing = sorted(freed - self._quarantined)
+            raise PoolError(f"{self._name}: not quarantined: {missing}")
+        self._quarantined -= freed
+        self._settle_unheld(freed)
 
     def share(self, numbers: Iterable[int]) -> None:
         """Let one more live request hold numbers that are in use or cached."""
@@ -129,7 +154,13 @@ class NumberPool:
 
     def audit(self) -> None:
         """Raise PoolError unless every number is in exactly one state."""
-        everything = [*self._free, *self._leased, *self._holders, *self._cached]
+        everything = [
+            *self._free,
+            *self._leased,
+            *self._quarantined,
+            *self._holders,
+            *self._cached,
+        ]
         if sorted(everything) != list(range(self._capacity)) or not self._cached <= set(
             self._keepers
         ):

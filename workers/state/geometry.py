@@ -24,9 +24,9 @@ class StateGeometry:
     kv_heads: int
     head_dim: int
     mamba_layers: int
-    conv_dim: int
     conv_kernel: int
     ssm_heads: int
+    ssm_groups: int
     ssm_head_dim: int
     ssm_state_size: int
     block_tokens: int
@@ -61,9 +61,9 @@ class StateGeometry:
             kv_heads=config.num_key_value_heads,
             head_dim=config.head_dim,
             mamba_layers=config.mamba_layers,
-            conv_dim=config.conv_dim,
             conv_kernel=config.conv_kernel,
             ssm_heads=config.mamba_num_heads,
+            ssm_groups=config.mamba_groups,
             ssm_head_dim=config.mamba_head_dim,
             ssm_state_size=config.ssm_state_size,
             block_tokens=block_tokens,
@@ -72,6 +72,11 @@ class StateGeometry:
             draft_hidden_size=config.hidden_size if drafts else 0,
             max_draft_tokens=max_draft_tokens,
         )
+
+    @property
+    def conv_dim(self) -> int:
+        """Channels of the convolution: x of all heads, then B and C of all groups."""
+        return self.ssm_heads * self.ssm_head_dim + 2 * self.ssm_groups * self.ssm_state_size
 
     @property
     def kv_block_shape(self) -> tuple[int, ...]:

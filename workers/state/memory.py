@@ -68,6 +68,7 @@ class StateMemory:
         self._slots = NumberPool("state slots", max_requests + max_checkpoints)
         self._cache = PrefixCache(block_tokens)
         self._holdings: dict[int, Holding] = {}
+        self._quarantined: dict[int, Holding] = {}
 
     def allocate(self, key: int, tokens: int, *, leased: bool = False) -> Holding:
         """Take blocks for `tokens` tokens and a slot; leased ones wait for `settle`.
@@ -131,6 +132,27 @@ class StateMemory:
         self._slots.release((holding.slot,))
         del self._holdings[key]
 
+    def quarantine(self, key: int) -> None:
+        """The request has ended, but somebody may still write into its leased memory."""
+        holding = self._held(key)
+        self._blocks.quarantine(holding.blocks)
+        self._slots.quarantine((holding.slot,))
+        self._quarantined[key] = self._holdings.pop(key)
+
+    def end_quarantine(self, key: int) -> None:
+        """Nobody writes into the memory of an ended request any more: it is free."""
+        try:
+            holding = self._quarantined.pop(key)
+        except KeyError:
+            raise PoolError(f"request {key} has no memory in quarantine") from None
+        self._blocks.end_quarantine(holding.blocks)
+        self._slots.end_quarantine((holding.slot,))
+
+    @property
+    def quarantined(self) -> int:
+        """Ended requests whose memory is in quarantine."""
+        return len(self._quarantined)
+
     def checkpoint(self, key: int, token_ids: Sequence[int]) -> CopyPlan | None:
         """Cache the state that a request has after exactly `token_ids`, its first tokens.
 
@@ -177,7 +199,7 @@ class StateMemory:
     @property
     def free_slots(self) -> int:
         """Requests that can still be taken."""
-        return self.max_requests - len(self._holdings)
+        return self.max_requests - len(self._holdings) - len(self._quarantined)
 
     @property
     def free_tokens(self) -> int:
@@ -205,9 +227,13 @@ class StateMemory:
         ):
             raise PoolError(f"holdings {held} and checkpoints {kept} differ from the block pool")
         slots = self._slots.accounts
-        if (slots.allocated + slots.leased, slots.cached) != (
+        apart = sum(len(holding.blocks) for holding in self._quarantined.values())
+        if self._blocks.accounts.quarantined != apart:
+            raise PoolError(f"{self._quarantined} differ from the block pool")
+        if (slots.allocated + slots.leased, slots.cached, slots.quarantined) != (
             len(self._holdings),
             len(self._cache),
+            len(self._quarantined),
         ):
             raise PoolError(f"{len(self._holdings)} requests, {len(self._cache)} cached: {slots}")
 

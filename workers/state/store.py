@@ -1,7 +1,7 @@
 """The memory that holds the state of all requests of one worker.
 
 Exists as the only module that knows addresses: everybody else speaks of blocks, slots and
-regions. The tensors are allocated once and never move, because other workers write into them.
+offsets. The tensors are allocated once and never move, because other workers write into them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,13 @@ from numpy.typing import NDArray
 from protos.tandem.v1.handoff_pb2 import StateKind
 from workers.model.state_tensors import StateTensors
 from workers.state.geometry import SSM_DTYPE, StateGeometry
-from workers.state.layout import Region, StateLayout
 from workers.state.memory import CopyPlan
+
+# Runs shorter than this on average are gathered before they are looked at, so much at a time.
+_SHORT_BYTES = 32 * 1024
+_GATHERED_BYTES = 1 << 20
+# Offsets or lengths in bytes, one for each run.
+Spans = NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,7 @@ class DeviceMemory:
 
 
 class StateStore:
-    """Allocates the tensors, zeroed, and translates regions into addresses and bytes."""
+    """Allocates the tensors of one rank, zeroed, and finds bytes in them."""
 
     def __init__(
         self,
@@ -49,7 +54,6 @@ class StateStore:
         device: torch.device | str = "cpu",
     ) -> None:
         self.geometry = geometry
-        self.layout = StateLayout(geometry)
         self.device = torch.device(device)
         self.tensors = StateTensors(
             kv=self._zeros((blocks, *geometry.kv_block_shape), geometry.dtype),
@@ -79,33 +83,43 @@ class StateStore:
             ranges=tuple(ByteRange(tensor.data_ptr(), tensor.nbytes) for tensor in tensors),
         )
 
-    def addresses(self, region: Region) -> NDArray[np.uint64]:
-        """Where each part of the region begins.
+    def base(self, kind: StateKind.ValueType) -> ByteRange:
+        """Where the tensor of a kind is; offsets of copies count from there."""
+        tensor = self._by_kind[kind]
+        return ByteRange(tensor.data_ptr(), tensor.nbytes)
 
-        Raises:
-            ValueError: a part is outside the tensor of its kind.
+    def contents(
+        self, kind: StateKind.ValueType, offsets: Spans, lengths: Spans
+    ) -> Iterator[memoryview]:
+        """Bytes of a kind's tensor in the order given.
+
+        Long runs in host memory come as views of it, neighbours as one. Short ones, and what is on
+        a GPU, come as copies of many at once: thousands of calls would cost more than the bytes.
+
+        Args:
+            kind: whose tensor.
+            offsets: uint64 [n], bytes from its beginning.
+            lengths: uint64 [n], bytes.
         """
-        tensor = self._tensor(region)
-        offsets = np.array(region.parts, dtype=np.uint64) * np.uint64(region.part_bytes)
-        return offsets + np.uint64(tensor.data_ptr())
-
-    def contents(self, region: Region) -> Iterator[memoryview]:
-        """The bytes of the region in order; neighbouring parts come as one view.
-
-        On CPU these are views of the live memory, on a GPU it is one copy.
-        """
-        rows = self._tensor(region).flatten(1).view(torch.uint8)
-        if rows.is_cuda:
-            yield rows[list(region.parts)].cpu().numpy().data
+        flat = self._by_kind[kind].view(-1).view(torch.uint8)
+        runs = _joined(offsets, lengths)
+        if flat.is_cuda or len(runs) * _SHORT_BYTES > int(lengths.sum()):
+            for part in _gathered(flat, offsets, lengths):
+                yield part.cpu().numpy().data
             return
-        live = rows.numpy()
-        for first, count in _runs(region.parts):
-            yield live[first : first + count].data
+        live = flat.numpy().data
+        for begin, end in runs:
+            yield live[begin:end]
+
+    def wait_written(self) -> None:
+        """Wait until the device has done what it was given, so that others may read the state."""
+        if self.device.type == "cuda":
+            torch.cuda.default_stream(self.device).synchronize()
 
     def clear_tail(self, block: int, used_tokens: int) -> None:
         """Zero the places of a block after its first `used_tokens` tokens.
 
-        A block travels whole; without this, what another request once left in it would too.
+        Attention reads whole blocks: what an earlier request left there must at least be finite.
         """
         for kv in (self.tensors.kv, self.tensors.draft_kv):
             kv[block, :, :, :, used_tokens:].zero_()
@@ -118,29 +132,25 @@ class StateStore:
             for blocks in (self.tensors.kv, self.tensors.draft_kv):
                 blocks[plan.target_block] = blocks[plan.source_block]
 
-    def _tensor(self, region: Region) -> torch.Tensor:
-        tensor = self._by_kind[region.kind]
-        for part in region.parts:
-            if not 0 <= part < tensor.shape[0]:
-                raise ValueError(
-                    f"{StateKind.Name(region.kind)}: part {part} is outside the "
-                    f"{tensor.shape[0]} parts of this store"
-                )
-        return tensor
-
     def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype, device=self.device)
 
 
-def _runs(parts: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """Split part numbers into (first, count) runs of consecutive ones, keeping their order."""
-    first, count = -1, 0
-    for part in parts:
-        if count and part == first + count:
-            count += 1
-            continue
-        if count:
-            yield first, count
-        first, count = part, 1
-    if count:
-        yield first, count
+def _joined(offsets: Spans, lengths: Spans) -> list[tuple[int, int]]:
+    """(begin, end) of runs of bytes, those that follow each other without a gap as one."""
+    ends = offsets + lengths
+    firsts = np.flatnonzero(np.concatenate(([True], ends[:-1] != offsets[1:])))
+    lasts = np.append(firsts[1:], len(offsets)) - 1
+    return list(zip(offsets[firsts].tolist(), ends[lasts].tolist(), strict=True))
+
+
+def _gathered(flat: torch.Tensor, offsets: Spans, lengths: Spans) -> Iterator[torch.Tensor]:
+    """The runs one after the other, by rows of the widest size that divides them all."""
+    width = int(np.gcd.reduce(np.concatenate((offsets, lengths))))
+    counts = (lengths // np.uint64(width)).astype(np.int64)
+    firsts = (offsets // np.uint64(width)).astype(np.int64)
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    rows = torch.from_numpy(np.repeat(firsts, counts) + within).to(flat.device)
+    table = flat[: len(flat) // width * width].view(-1, width)
+    for part in torch.split(rows, max(_GATHERED_BYTES // width, 1)):
+        yield table.index_select(0, part).view(-1)

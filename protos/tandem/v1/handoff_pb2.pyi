@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from protos.tandem.v1 import common_pb2 as _common_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -33,7 +34,9 @@ class _StateKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StateKind.V
     STATE_KIND_DRAFT_HIDDEN: _StateKind.ValueType  # 5
 
 class StateKind(_StateKind, metaclass=_StateKindEnumTypeWrapper):
-    """What two workers must agree on before bytes move between them."""
+    """What two workers must agree on before bytes move between them, and what they tell each other
+    while they move. A worker is a group of ranks; each rank has a NIXL agent of its own.
+    """
 
 STATE_KIND_UNSPECIFIED: StateKind.ValueType  # 0
 STATE_KIND_ATTENTION_KV: StateKind.ValueType  # 1
@@ -45,26 +48,39 @@ Global___StateKind: _TypeAlias = StateKind  # noqa: Y015
 
 @_typing.final
 class Layout(_message.Message):
-    """How a worker shards its state over ranks."""
+    """How a worker shares its state over kvp x tpa ranks. How it shares experts changes no state."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     KVP_FIELD_NUMBER: _builtins.int
     TPA_FIELD_NUMBER: _builtins.int
     BLOCK_TOKENS_FIELD_NUMBER: _builtins.int
+    INTERLEAVE_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    DRAFTS_FIELD_NUMBER: _builtins.int
     kvp: _builtins.int
     tpa: _builtins.int
     block_tokens: _builtins.int
+    """of one rank"""
+    interleave: _builtins.int
+    """consecutive tokens that go to one KVP rank"""
+    dtype: _builtins.str
+    """of KV and conv state; SSM state is always float32"""
+    drafts: _builtins.bool
+    """whether there is draft state"""
     def __init__(
         self,
         *,
         kvp: _builtins.int = ...,
         tpa: _builtins.int = ...,
         block_tokens: _builtins.int = ...,
+        interleave: _builtins.int = ...,
+        dtype: _builtins.str = ...,
+        drafts: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_tokens", b"block_tokens", "kvp", b"kvp", "tpa", b"tpa"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_tokens", b"block_tokens", "drafts", b"drafts", "dtype", b"dtype", "interleave", b"interleave", "kvp", b"kvp", "tpa", b"tpa"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -82,16 +98,30 @@ class HandoffTicket(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     LAYOUT_FIELD_NUMBER: _builtins.int
     RANKS_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    SLOT_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    LEASE_MS_FIELD_NUMBER: _builtins.int
     reservation: _builtins.int
-    """random; decode knows the request by it"""
+    """random, never used twice: writes of an earlier one are told apart"""
     worker_id: _builtins.str
     model_fingerprint: _builtins.str
     epoch: _builtins.int
     """version of the weights"""
+    slot: _builtins.int
+    tokens: _builtins.int
+    lease_ms: _builtins.int
+    """without a Renew in that time, nothing more may be written"""
     @_builtins.property
     def layout(self) -> Global___Layout: ...
     @_builtins.property
-    def ranks(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankTarget]: ...
+    def ranks(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankTarget]:
+        """rank i is entry i"""
+
+    @_builtins.property
+    def blocks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """packed; the same numbers on every rank"""
+
     def __init__(
         self,
         *,
@@ -101,10 +131,14 @@ class HandoffTicket(_message.Message):
         epoch: _builtins.int = ...,
         layout: Global___Layout | None = ...,
         ranks: _abc.Iterable[Global___RankTarget] | None = ...,
+        blocks: _abc.Iterable[_builtins.int] | None = ...,
+        slot: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        lease_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "layout", b"layout", "model_fingerprint", b"model_fingerprint", "ranks", b"ranks", "reservation", b"reservation", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "epoch", b"epoch", "layout", b"layout", "lease_ms", b"lease_ms", "model_fingerprint", b"model_fingerprint", "ranks", b"ranks", "reservation", b"reservation", "slot", b"slot", "tokens", b"tokens", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -112,7 +146,7 @@ Global___HandoffTicket: _TypeAlias = HandoffTicket  # noqa: Y015
 
 @_typing.final
 class RankTarget(_message.Message):
-    """Memory of one rank that may be written to."""
+    """Memory of one rank that may be written to. Addresses are base + number x part_bytes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -120,7 +154,7 @@ class RankTarget(_message.Message):
     AGENT_METADATA_FIELD_NUMBER: _builtins.int
     MEMORY_TYPE_FIELD_NUMBER: _builtins.int
     DEVICE_ID_FIELD_NUMBER: _builtins.int
-    REGIONS_FIELD_NUMBER: _builtins.int
+    TENSORS_FIELD_NUMBER: _builtins.int
     agent_name: _builtins.str
     """new for every start of a worker"""
     agent_metadata: _builtins.bytes
@@ -128,7 +162,7 @@ class RankTarget(_message.Message):
     """DRAM or VRAM"""
     device_id: _builtins.int
     @_builtins.property
-    def regions(self) -> _containers.RepeatedCompositeFieldContainer[Global___TargetRegion]: ...
+    def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___StateTensor]: ...
     def __init__(
         self,
         *,
@@ -136,88 +170,144 @@ class RankTarget(_message.Message):
         agent_metadata: _builtins.bytes = ...,
         memory_type: _builtins.str = ...,
         device_id: _builtins.int = ...,
-        regions: _abc.Iterable[Global___TargetRegion] | None = ...,
+        tensors: _abc.Iterable[Global___StateTensor] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_metadata", b"agent_metadata", "agent_name", b"agent_name", "device_id", b"device_id", "memory_type", b"memory_type", "regions", b"regions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_metadata", b"agent_metadata", "agent_name", b"agent_name", "device_id", b"device_id", "memory_type", b"memory_type", "tensors", b"tensors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RankTarget: _TypeAlias = RankTarget  # noqa: Y015
 
 @_typing.final
-class TargetRegion(_message.Message):
-    """Parts of equal size at addresses; a part is a KV block or a whole state slot."""
-
+class StateTensor(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     KIND_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
     PART_BYTES_FIELD_NUMBER: _builtins.int
-    ADDRESSES_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
     kind: Global___StateKind.ValueType
+    address: _builtins.int
     part_bytes: _builtins.int
-    @_builtins.property
-    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """packed"""
-
+    """of one block or slot"""
+    parts: _builtins.int
     def __init__(
         self,
         *,
         kind: Global___StateKind.ValueType = ...,
+        address: _builtins.int = ...,
         part_bytes: _builtins.int = ...,
-        addresses: _abc.Iterable[_builtins.int] | None = ...,
+        parts: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "kind", b"kind", "part_bytes", b"part_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "kind", b"kind", "part_bytes", b"part_bytes", "parts", b"parts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___TargetRegion: _TypeAlias = TargetRegion  # noqa: Y015
+Global___StateTensor: _TypeAlias = StateTensor  # noqa: Y015
 
 @_typing.final
 class Manifest(_message.Message):
-    """What was written, sent with the last write as its notification."""
+    """What one write brought from one rank to another, sent with it as its notification."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     RESERVATION_FIELD_NUMBER: _builtins.int
+    TRANSFER_FIELD_NUMBER: _builtins.int
     MODEL_FINGERPRINT_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     SOURCE_LAYOUT_FIELD_NUMBER: _builtins.int
+    SOURCE_RANK_FIELD_NUMBER: _builtins.int
+    TARGET_RANK_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    EXTENT_FIELD_NUMBER: _builtins.int
+    REGIONS_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     FIRST_TOKEN_ID_FIELD_NUMBER: _builtins.int
-    REGIONS_FIELD_NUMBER: _builtins.int
     reservation: _builtins.int
+    transfer: _builtins.int
+    """random; all parts of one hand-off have the same"""
     model_fingerprint: _builtins.str
     epoch: _builtins.int
+    source_rank: _builtins.int
+    target_rank: _builtins.int
+    number: _builtins.int
+    """of this part between these ranks, from 0"""
+    last: _builtins.bool
+    """number + 1 parts are all that there are"""
     tokens: _builtins.int
-    """prompt tokens that the state covers"""
+    """with the last: prompt tokens that the state covers"""
     first_token_id: _builtins.int
-    """sampled by prefill, not yet in the state"""
+    """with the last: sampled by prefill, not yet in the state"""
     @_builtins.property
     def source_layout(self) -> Global___Layout: ...
+    @_builtins.property
+    def extent(self) -> Global___Extent: ...
     @_builtins.property
     def regions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ManifestRegion]: ...
     def __init__(
         self,
         *,
         reservation: _builtins.int = ...,
+        transfer: _builtins.int = ...,
         model_fingerprint: _builtins.str = ...,
         epoch: _builtins.int = ...,
         source_layout: Global___Layout | None = ...,
+        source_rank: _builtins.int = ...,
+        target_rank: _builtins.int = ...,
+        number: _builtins.int = ...,
+        extent: Global___Extent | None = ...,
+        regions: _abc.Iterable[Global___ManifestRegion] | None = ...,
+        last: _builtins.bool = ...,
         tokens: _builtins.int = ...,
         first_token_id: _builtins.int = ...,
-        regions: _abc.Iterable[Global___ManifestRegion] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["source_layout", b"source_layout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["extent", b"extent", "source_layout", b"source_layout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "first_token_id", b"first_token_id", "model_fingerprint", b"model_fingerprint", "regions", b"regions", "reservation", b"reservation", "source_layout", b"source_layout", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "extent", b"extent", "first_token_id", b"first_token_id", "last", b"last", "model_fingerprint", b"model_fingerprint", "number", b"number", "regions", b"regions", "reservation", b"reservation", "source_layout", b"source_layout", "source_rank", b"source_rank", "target_rank", b"target_rank", "tokens", b"tokens", "transfer", b"transfer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Manifest: _TypeAlias = Manifest  # noqa: Y015
+
+@_typing.final
+class Extent(_message.Message):
+    """KV of tokens [first_token, last_token), conv and SSM state of Mamba layers
+    [first_layer, last_layer), and the hidden state that drafts begin with.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_TOKEN_FIELD_NUMBER: _builtins.int
+    LAST_TOKEN_FIELD_NUMBER: _builtins.int
+    FIRST_LAYER_FIELD_NUMBER: _builtins.int
+    LAST_LAYER_FIELD_NUMBER: _builtins.int
+    HIDDEN_FIELD_NUMBER: _builtins.int
+    first_token: _builtins.int
+    last_token: _builtins.int
+    first_layer: _builtins.int
+    last_layer: _builtins.int
+    hidden: _builtins.bool
+    def __init__(
+        self,
+        *,
+        first_token: _builtins.int = ...,
+        last_token: _builtins.int = ...,
+        first_layer: _builtins.int = ...,
+        last_layer: _builtins.int = ...,
+        hidden: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_layer", b"first_layer", "first_token", b"first_token", "hidden", b"hidden", "last_layer", b"last_layer", "last_token", b"last_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Extent: _TypeAlias = Extent  # noqa: Y015
 
 @_typing.final
 class ManifestRegion(_message.Message):
@@ -229,7 +319,7 @@ class ManifestRegion(_message.Message):
     kind: Global___StateKind.ValueType
     bytes: _builtins.int
     checksum: _builtins.int
-    """XXH3-64 over the bytes in order"""
+    """XXH3-64 over the bytes, in the order of the layouts"""
     def __init__(
         self,
         *,
@@ -244,3 +334,158 @@ class ManifestRegion(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ManifestRegion: _TypeAlias = ManifestRegion  # noqa: Y015
+
+@_typing.final
+class HandoffControl(_message.Message):
+    """Notifications between the two ranks 0 about a hand-off as a whole."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATION_FIELD_NUMBER: _builtins.int
+    TRANSFER_FIELD_NUMBER: _builtins.int
+    CLAIM_FIELD_NUMBER: _builtins.int
+    GRANT_FIELD_NUMBER: _builtins.int
+    DENIAL_FIELD_NUMBER: _builtins.int
+    REVOCATION_FIELD_NUMBER: _builtins.int
+    WRITER_DONE_FIELD_NUMBER: _builtins.int
+    reservation: _builtins.int
+    transfer: _builtins.int
+    @_builtins.property
+    def claim(self) -> Global___Claim: ...
+    @_builtins.property
+    def grant(self) -> Global___Grant: ...
+    @_builtins.property
+    def denial(self) -> Global___Denial: ...
+    @_builtins.property
+    def revocation(self) -> Global___Revocation: ...
+    @_builtins.property
+    def writer_done(self) -> Global___WriterDone: ...
+    def __init__(
+        self,
+        *,
+        reservation: _builtins.int = ...,
+        transfer: _builtins.int = ...,
+        claim: Global___Claim | None = ...,
+        grant: Global___Grant | None = ...,
+        denial: Global___Denial | None = ...,
+        revocation: Global___Revocation | None = ...,
+        writer_done: Global___WriterDone | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "claim", b"claim", "denial", b"denial", "grant", b"grant", "revocation", b"revocation", "writer_done", b"writer_done"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "claim", b"claim", "denial", b"denial", "grant", b"grant", "reservation", b"reservation", "revocation", b"revocation", "transfer", b"transfer", "writer_done", b"writer_done"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_about: _TypeAlias = _typing.Literal["claim", "grant", "denial", "revocation", "writer_done"]  # noqa: Y015
+    _WhichOneofArgType_about: _TypeAlias = _typing.Literal["about", b"about"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_about) -> _WhichOneofReturnType_about | None: ...
+
+Global___HandoffControl: _TypeAlias = HandoffControl  # noqa: Y015
+
+@_typing.final
+class Claim(_message.Message):
+    """Prefill is about to write: nothing is written before the grant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_METADATA_FIELD_NUMBER: _builtins.int
+    agent_metadata: _builtins.bytes
+    """to answer to"""
+    def __init__(
+        self,
+        *,
+        agent_metadata: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_metadata", b"agent_metadata"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Claim: _TypeAlias = Claim  # noqa: Y015
+
+@_typing.final
+class Grant(_message.Message):
+    """Every rank of decode expects the state."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Grant: _TypeAlias = Grant  # noqa: Y015
+
+@_typing.final
+class Denial(_message.Message):
+    """Nothing may be written: the reservation is unknown, used or over."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    reason: _common_pb2.ReasonCode.ValueType
+    detail: _builtins.str
+    def __init__(
+        self,
+        *,
+        reason: _common_pb2.ReasonCode.ValueType = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Denial: _TypeAlias = Denial  # noqa: Y015
+
+@_typing.final
+class Revocation(_message.Message):
+    """Decode does not want the state any more; answered by WriterDone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _common_pb2.ReasonCode.ValueType
+    def __init__(
+        self,
+        *,
+        reason: _common_pb2.ReasonCode.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Revocation: _TypeAlias = Revocation  # noqa: Y015
+
+@_typing.final
+class WriterDone(_message.Message):
+    """Nothing of this transfer will be written any more. Sent after a failure, and when asked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    reason: _common_pb2.ReasonCode.ValueType
+    """why it was given up; unspecified when all was written"""
+    detail: _builtins.str
+    def __init__(
+        self,
+        *,
+        reason: _common_pb2.ReasonCode.ValueType = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WriterDone: _TypeAlias = WriterDone  # noqa: Y015

@@ -381,16 +381,20 @@ class HandoffReport(_message.Message):
     DESCRIPTORS_FIELD_NUMBER: _builtins.int
     TRANSFER_MS_FIELD_NUMBER: _builtins.int
     HANDOFF_MS_FIELD_NUMBER: _builtins.int
+    HIDDEN_MS_FIELD_NUMBER: _builtins.int
     kv_bytes: _builtins.int
     mamba_bytes: _builtins.int
     """conv and SSM state"""
     mtp_bytes: _builtins.int
     """draft KV and draft hidden state"""
     descriptors: _builtins.int
+    """of all ranks"""
     transfer_ms: _builtins.float
-    """from the first write posted to the last one done"""
+    """time in which a rank wrote, of the one that wrote longest"""
     handoff_ms: _builtins.float
-    """from the end of prefill to the state being usable on decode"""
+    """from the end of prefill to the last byte written"""
+    hidden_ms: _builtins.float
+    """of transfer_ms, what passed before the end of prefill"""
     def __init__(
         self,
         *,
@@ -400,10 +404,11 @@ class HandoffReport(_message.Message):
         descriptors: _builtins.int = ...,
         transfer_ms: _builtins.float = ...,
         handoff_ms: _builtins.float = ...,
+        hidden_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["descriptors", b"descriptors", "handoff_ms", b"handoff_ms", "kv_bytes", b"kv_bytes", "mamba_bytes", b"mamba_bytes", "mtp_bytes", b"mtp_bytes", "transfer_ms", b"transfer_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["descriptors", b"descriptors", "handoff_ms", b"handoff_ms", "hidden_ms", b"hidden_ms", "kv_bytes", b"kv_bytes", "mamba_bytes", b"mamba_bytes", "mtp_bytes", b"mtp_bytes", "transfer_ms", b"transfer_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -50,7 +50,7 @@ class SessionCommand(_message.Message):
 
     @_builtins.property
     def renew(self) -> Global___Renew:
-        """to decode: a reservation is still wanted"""
+        """to both: a reservation is still wanted"""
 
     @_builtins.property
     def drain(self) -> Global___Drain: ...
@@ -232,7 +232,7 @@ Global___Cancel: _TypeAlias = Cancel  # noqa: Y015
 
 @_typing.final
 class Renew(_message.Message):
-    """Begin the lease of a reservation anew."""
+    """Begin the lease of a reservation, or of the right to write into one, anew."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

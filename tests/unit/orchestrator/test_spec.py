@@ -68,11 +68,7 @@ security: {tls: null, api_keys: null}
     assert spec.decode.layout.ranks == 2
     with pytest.raises(SpecError) as caught:
         refuse_unbuilt(spec)
-    assert [problem.split(":")[0] for problem in caught.value.problems] == [
-        "decode.layout.kvp",
-        "decode.layout.ep",
-        "autoscaling.mode",
-    ]
+    assert [problem.split(":")[0] for problem in caught.value.problems] == ["autoscaling.mode"]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +162,6 @@ def test_a_fault_in_a_flag_names_the_flag() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("prefill.layout.tp", 2, "set prefill.layout.tp: 1, or prefill.workers.min: 0"),
         ("prefill.engine", "vllm", "set prefill.engine: native"),
         ("decode.engine", "vllm", "set decode.engine: native"),
         ("decode.resources.gpu", 2, "set decode.resources.gpu: 1"),
@@ -215,16 +210,20 @@ def test_simulated_workers_only_hand_over_to_simulated_ones() -> None:
 
 
 def test_what_is_not_built_is_named_by_its_flag_where_a_flag_set_it() -> None:
-    spec = load_spec(None, {"decode.layout.kvp": 2, "decode.layout.ep": 2})
-    with pytest.raises(
-        SpecError, match=r"^--kvp 2 is not built yet: .*; set --kvp 1, or .*\n--ep 2 "
-    ):
-        refuse_unbuilt(spec, {"decode.layout.kvp": "--kvp", "decode.layout.ep": "--ep"})
+    spec = load_spec(None, {"decode.engine": "vllm"})
+    with pytest.raises(SpecError, match=r"^--engine vllm is not built yet: .*; set --engine n"):
+        refuse_unbuilt(spec, {"decode.engine": "--engine"})
 
 
-def test_ranks_without_a_hand_off_are_built() -> None:
-    fields: dict[str, object] = {"decode.layout.kvp": 2, "decode.layout.ep": 2}
-    refuse_unbuilt(load_spec(None, {**fields, "prefill.workers.min": 0}))
+@pytest.mark.parametrize("prefill_workers", [0, 1])
+def test_groups_of_ranks_are_built_with_and_without_a_hand_off(prefill_workers: int) -> None:
+    fields: dict[str, object] = {
+        "prefill.workers.min": prefill_workers,
+        "prefill.layout.tp": 2,
+        "decode.layout.kvp": 2,
+        "decode.layout.ep": 2,
+    }
+    refuse_unbuilt(load_spec(None, fields))
 
 
 def test_a_model_is_found_from_the_file_then_from_the_package(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from workers.state.blocks import PoolError
-from workers.state.memory import Hit, OutOfMemory, StateMemory
+from workers.state.memory import Hit, Holding, OutOfMemory, StateMemory
 
 BLOCKS, REQUESTS, CHECKPOINTS, BLOCK_TOKENS = 14, 4, 3, 4
 
@@ -29,6 +29,7 @@ class MemoryMachine(RuleBasedStateMachine):
         )
         self.prompts: dict[int, list[int]] = {}
         self.leased: set[int] = set()
+        self.quarantined: dict[int, Holding] = {}
         self.in_block: dict[int, list[int]] = {}
         self.in_slot: dict[int, list[int]] = {}
 
@@ -94,6 +95,23 @@ class MemoryMachine(RuleBasedStateMachine):
             self.leased.discard(key)
             self._write(key, self.prompts[key], 0)
 
+    @rule(key=st.integers(0, 6))
+    def give_up_a_reservation_that_somebody_may_write_to(self, key: int) -> None:
+        if key in self.leased and key not in self.quarantined:
+            self.quarantined[key] = self.memory.holding(key)
+            self.memory.quarantine(key)
+            self.leased.discard(key)
+            del self.prompts[key]
+
+    @rule(key=st.integers(0, 6))
+    def end_quarantine(self, key: int) -> None:
+        if key in self.quarantined:
+            self.memory.end_quarantine(key)
+            del self.quarantined[key]
+        else:
+            with pytest.raises(PoolError):
+                self.memory.end_quarantine(key)
+
     @rule(key=st.integers(0, 6), more=st.integers(1, 6))
     def grow(self, key: int, more: int) -> None:
         if key not in self.prompts or key in self.leased:
@@ -123,7 +141,16 @@ class MemoryMachine(RuleBasedStateMachine):
     @invariant()
     def the_accounts_balance(self) -> None:
         self.memory.audit()
-        assert self.memory.free_slots == REQUESTS - len(self.prompts)
+        apart = len(self.quarantined)
+        assert self.memory.free_slots == REQUESTS - len(self.prompts) - apart
+        assert self.memory.quarantined == apart
+
+    @invariant()
+    def quarantined_memory_is_nobody_elses(self) -> None:
+        held = [self.memory.holding(key) for key in self.prompts]
+        for holding in self.quarantined.values():
+            assert all(not set(other.blocks) & set(holding.blocks) for other in held)
+            assert all(other.slot != holding.slot for other in held)
 
     @invariant()
     def requests_keep_what_they_wrote(self) -> None:

@@ -15,6 +15,7 @@ from protos.tandem.v1.inference_pb2 import HandoffReport
 from protos.tandem.v1.worker_pb2 import (
     Cancel,
     Prefill,
+    Renew,
     Reserve,
     SessionCommand,
     SessionEvents,
@@ -134,7 +135,16 @@ async def test_cancel_of_a_handle_that_has_ended_is_nothing_to_do(session: Route
     assert session.command(_cancel(7)) == commands.Cancel(key, REASON_CANCELLED)
 
 
-async def test_an_empty_command_is_refused(session: RouterSession) -> None:
+async def test_a_renewal_reaches_the_engine_while_the_handle_is_open() -> None:
+    session = RouterSession(5, 8, "w")
+    renewal = SessionCommand(renew=Renew(handle=7))
+    assert session.command(renewal) is None
+    work = session.command(_prefill(7))
+    assert isinstance(work, commands.Prefill)
+    assert session.command(renewal) == commands.Renew(work.item.key)
+
+
+def test_an_empty_command_is_refused(session: RouterSession) -> None:
     with pytest.raises(ProtocolError, match="unexpected session command"):
         session.command(SessionCommand())
 

@@ -14,21 +14,24 @@ from workers.engine.load import LoadMeter
 from workers.engine.native.decoder import Decoder
 from workers.engine.native.draft_length import MOST_DRAFT_TOKENS, DraftLength
 from workers.engine.native.engine import NativeEngine
+from workers.engine.native.handoffs import RequestHandoffs
 from workers.engine.native.part import (
-    DTYPES,
+    EPOCH,
     UnbuiltLayout,
     block_tokens_of_group,
     blocks,
     load_part,
+    open_end,
+    state_layout,
 )
 from workers.engine.native.passes import ModelPasses
+from workers.engine.native.requests import Requests
 from workers.engine.native.runner import ModelRunner
 from workers.engine.native.scheduler import Scheduler
 from workers.engine.sampling.grammar import GrammarCompiler
-from workers.handoff.agent import NixlAgent
+from workers.handoff.handoffs import Handoffs
 from workers.handoff.manifest import ModelVersion
-from workers.handoff.receiver import HandoffReceiver
-from workers.handoff.sender import HandoffSender
+from workers.handoff.ranks import GroupRanks, RankThread
 from workers.model.config import ModelConfig
 from workers.parallel.group import RankGroup
 from workers.parallel.rules import check_layout
@@ -37,7 +40,6 @@ from workers.state.geometry import StateGeometry
 from workers.state.memory import StateMemory
 from workers.telemetry import Tracing
 
-_EPOCH = 0
 _LOG_PROGRESS_EVERY_S = 5.0
 _LOG = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ class LoadedEngine:
     model_fingerprint: str
     max_model_tokens: int
     vocab_size: int
-    epoch: int = _EPOCH
+    epoch: int = EPOCH
 
 
 def load_native_engine(config: WorkerConfig, tracing: Tracing) -> LoadedEngine:
@@ -101,8 +103,8 @@ def _engine(
     group: RankGroup | None,
     tracing: Tracing,
 ) -> LoadedEngine:
-    path, store, most = Path(config.model_path), passes.store, passes.most_draft_tokens
-    version = ModelVersion(model_fingerprint(model, path), _EPOCH)
+    path, most = Path(config.model_path), passes.most_draft_tokens
+    version = ModelVersion(model_fingerprint(model, path), EPOCH)
     forced = None if config.draft_tokens == "auto" else config.draft_tokens
     memory = StateMemory(
         blocks=blocks(config),
@@ -111,28 +113,31 @@ def _engine(
         max_checkpoints=config.max_checkpoints,
         drafts=most > 0,
     )
-    agent = NixlAgent(config.worker_id)
-    agent.register(store.memory())
+    layout = state_layout(config, model, passes)
+    own = RankThread(open_end(config, passes, rank=0), time.monotonic)
+    handoffs = Handoffs(
+        own if group is None else GroupRanks(own, group),
+        layout,
+        version,
+        worker_id=config.worker_id,
+        timeout_s=config.handoff_timeout_s,
+        lease_s=config.handoff_lease_s,
+        rng=random.SystemRandom(),
+    )
     scheduler = Scheduler(memory, config.step_tokens, config.checkpoint_tokens)
     runner = ModelRunner(passes, memory)
+    grammars = GrammarCompiler(path / "tokenizer.json")
+    lengths = DraftLength(most, forced)
+    requests = Requests(scheduler, memory, grammars, tracing, lengths.most)
+    load = _load_meter(layout.geometry)
     engine = NativeEngine(
         runner=runner,
-        decoder=Decoder(runner, scheduler, DraftLength(most, forced), time.monotonic),
+        decoder=Decoder(runner, scheduler, lengths, time.monotonic),
         scheduler=scheduler,
         memory=memory,
-        agent=agent,
-        sender=HandoffSender(agent, store, version, timeout_s=config.handoff_timeout_s),
-        receiver=HandoffReceiver(
-            agent,
-            store,
-            version,
-            worker_id=config.worker_id,
-            lease_s=config.handoff_lease_s,
-            rng=random.SystemRandom(),
-        ),
-        grammars=GrammarCompiler(path / "tokenizer.json"),
-        tracing=tracing,
-        load=_load_meter(config, model, most),
+        requests=requests,
+        handoffs=RequestHandoffs(handoffs, requests, scheduler, memory, load, time.monotonic),
+        load=load,
         clock_s=time.monotonic,
         checkpoint_tokens=config.checkpoint_tokens,
         group=group,
@@ -145,14 +150,8 @@ def _engine(
     )
 
 
-def _load_meter(config: WorkerConfig, model: ModelConfig, draft_tokens: int) -> LoadMeter:
+def _load_meter(whole: StateGeometry) -> LoadMeter:
     """Counts hand-offs with the state of the whole model, however many ranks share it."""
-    whole = StateGeometry.from_config(
-        model,
-        block_tokens=config.block_tokens,
-        dtype=DTYPES[config.dtype],
-        max_draft_tokens=draft_tokens,
-    )
     return LoadMeter(
         (whole.kv_block_bytes + whole.draft_kv_block_bytes) / whole.block_tokens,
         whole.conv_slot_bytes + whole.ssm_slot_bytes + whole.draft_hidden_bytes,

@@ -6,6 +6,7 @@ and agree on every number of a block or slot.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,13 +17,20 @@ from workers.config import WorkerConfig
 from workers.engine.native.calls import Call
 from workers.engine.native.draft_length import MOST_DRAFT_TOKENS
 from workers.engine.native.passes import ModelPasses
+from workers.handoff.agent import NixlAgent
+from workers.handoff.manifest import ModelVersion
+from workers.handoff.rank_end import RankEnd
 from workers.kernels.cpu import calls
 from workers.model.allocator import keep_freed_memory
+from workers.model.config import ModelConfig
 from workers.model.ranks import Ranks
+from workers.state.fingerprint import model_fingerprint
 from workers.state.geometry import StateGeometry
+from workers.state.layout import StateLayout
 from workers.state.store import StateStore
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+EPOCH = 0
 
 
 class UnbuiltLayout(ValueError):
@@ -101,3 +109,26 @@ def load_part(
     slots = config.max_requests + config.max_checkpoints
     store = StateStore(geometry, blocks=blocks(config), slots=slots, device=device)
     return ModelPasses(model, store) if tell is None else ModelPasses(model, store, tell)
+
+
+def state_layout(config: WorkerConfig, model: ModelConfig, passes: ModelPasses) -> StateLayout:
+    """Where the state of requests lives on all ranks of the worker."""
+    whole = StateGeometry.from_config(
+        model,
+        block_tokens=config.block_tokens,
+        dtype=DTYPES[config.dtype],
+        max_draft_tokens=passes.most_draft_tokens,
+    )
+    return StateLayout(whole, config.parallel)
+
+
+def open_end(config: WorkerConfig, passes: ModelPasses, rank: int) -> RankEnd:
+    """This rank's end of hand-offs: an agent of its own, with this rank's memory registered."""
+    path = Path(config.model_path)
+    model = ModelConfig.from_file(path)
+    layout = state_layout(config, model, passes)
+    if layout.rank_geometry != passes.store.geometry:
+        raise ValueError(f"state is cut as {layout.rank_geometry}, not {passes.store.geometry}")
+    version = ModelVersion(model_fingerprint(model, path), EPOCH)
+    agent = NixlAgent(config.worker_id if rank == 0 else f"{config.worker_id}.{rank}")
+    return RankEnd(agent, passes.store, layout, rank, version, time.monotonic)

@@ -108,9 +108,9 @@ class Scheduler:
             try:
                 self._memory.grow(sequence.item.key, sequence.context_tokens + window_tokens)
             except OutOfMemory:
-                victim = max(
-                    [*self._decoding.values(), *self._prefilling], key=lambda row: row.urgency
-                )
+                # What is being handed off may be read by the network.
+                reading = (row for row in self._prefilling if not row.handing_off)
+                victim = max([*self._decoding.values(), *reading], key=lambda row: row.urgency)
                 self.preempt(victim)
                 if victim is sequence:
                     return False

@@ -79,8 +79,9 @@ class Sequence:
     speculation: SpeculationCounts = field(default_factory=SpeculationCounts)
     prefill_started_s: float | None = None
     prefill_ms: float = 0.0
-    sending_began_s: float = 0.0
-    ending: ReasonCode.ValueType | None = None  # end when an aborted transfer lets go
+    handing_off: bool = False  # the network may read its memory
+    # How it ends when an aborted hand-off lets go.
+    ending: tuple[ReasonCode.ValueType, str] | None = None
     span: OpenSpan | None = None
 
     @property

@@ -1,0 +1,44 @@
+"""`tandem bench handoff`: moving state between layouts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.bench_progress import progress
+from orchestrator.cli.terminal import print_json
+
+
+def handoff(
+    model: Annotated[
+        Path | None, typer.Option(help="Checkpoint folder; the shipped model if not given.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Hand-offs of each kind.")] = 7,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Only show that everything runs; judge nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Moving the state of requests between layouts, beside a plain NIXL write of as many bytes."""
+    from importlib.metadata import version
+
+    from orchestrator.bench.handoff.run import judge, run_handoff_bench
+    from orchestrator.bench.machine import describe_machine
+    from orchestrator.spec import ModelSpec
+
+    folder = Path(ModelSpec().path) if model is None else model
+    with progress() as report:
+        findings = run_handoff_bench(folder, 1 if quick else rounds, report, quick=quick)
+    targets = judge(findings, quick=quick)
+    machine = describe_machine({name: version(name) for name in ("nixl", "torch")})
+    if as_json:
+        print_json(findings.document(targets, machine))
+        return
+    from orchestrator.bench.engine.tables import print_targets, wide_console
+    from orchestrator.bench.handoff.tables import print_tables
+
+    console = wide_console()
+    print_tables(console, findings)
+    print_targets(console, targets)
