@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import grpc
@@ -13,12 +14,20 @@ from router.core.reasons import Reason, reason_name
 class RequestError(Exception):
     """A request was refused or failed; the message is meant for whoever sent it."""
 
-    def __init__(self, reason: Reason, message: str, field: str | None = None) -> None:
-        """`field` names what is wrong in the request, if something is."""
+    def __init__(
+        self,
+        reason: Reason,
+        message: str,
+        field: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        """`field` names what is wrong in the request, if something is; `retry_after_s` says when
+        it may be worth sending it again."""
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.field = field
+        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +71,16 @@ _TABLE: dict[Reason, Presentation] = {
     common_pb2.REASON_QUEUE_FULL: Presentation(
         grpc.StatusCode.RESOURCE_EXHAUSTED, 429, "rate_limit_error"
     ),
+    common_pb2.REASON_OVERLOADED: Presentation(
+        grpc.StatusCode.RESOURCE_EXHAUSTED, 429, "rate_limit_error"
+    ),
+    common_pb2.REASON_RATE_LIMITED: Presentation(
+        grpc.StatusCode.RESOURCE_EXHAUSTED, 429, "rate_limit_error", "rate_limit_exceeded"
+    ),
+    common_pb2.REASON_DRAINING: _UNAVAILABLE,
+    common_pb2.REASON_NOT_DRAINED: Presentation(
+        grpc.StatusCode.FAILED_PRECONDITION, 409, "invalid_request_error"
+    ),
     common_pb2.REASON_NO_WORKERS: _UNAVAILABLE,
     common_pb2.REASON_SHUTTING_DOWN: _UNAVAILABLE,
     common_pb2.REASON_WORKER_LOST: _UNAVAILABLE,
@@ -83,6 +102,14 @@ def presentation(reason: Reason) -> Presentation:
     return _TABLE.get(reason, _FAILED)
 
 
-def failure(reason: Reason, detail: str) -> RequestError:
+def failure(reason: Reason, detail: str, retry_after_s: float | None = None) -> RequestError:
     """The error for a request that ended badly."""
-    return RequestError(reason, detail or f"the request ended with {reason_name(reason)}")
+    message = detail or f"the request ended with {reason_name(reason)}"
+    return RequestError(reason, message, retry_after_s=retry_after_s)
+
+
+def retry_after(error: RequestError) -> dict[str, str]:
+    """The header of HTTP, and the metadata of gRPC, that says when to come again; in seconds."""
+    if error.retry_after_s is None:
+        return {}
+    return {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}

@@ -15,7 +15,7 @@ from protos.tandem.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 from router.access import Access
 from router.core.reasons import WELL, reason_name
 from router.dispatcher import Dispatcher
-from router.errors import RequestError, failure, presentation
+from router.errors import RequestError, failure, presentation, retry_after
 from router.requests import ClientRequest, Delta, Finished
 from router.validation import check_model
 
@@ -38,7 +38,7 @@ async def telling(context: Context[RequestT, ResponseT]) -> AsyncGenerator[None,
         await context.abort(
             presentation(error.reason).grpc_status,
             error.message,
-            ((REASON_METADATA, reason_name(error.reason)),),
+            ((REASON_METADATA, reason_name(error.reason)), *retry_after(error).items()),
         )
     except grpc.aio.AbortError:
         raise
@@ -120,7 +120,7 @@ def _response(item: Delta | Finished, with_top: bool) -> inference_pb2.GenerateR
         return inference_pb2.GenerateResponse(delta=delta)
     # Cancelled is an end that somebody asked for, so it comes with its report.
     if item.reason not in WELL and item.reason != common_pb2.REASON_CANCELLED:
-        raise failure(item.reason, item.detail)
+        raise failure(item.reason, item.detail, item.retry_after_s)
     finished = inference_pb2.Finished(
         request_id=item.request_id,
         reason=item.reason,

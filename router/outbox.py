@@ -75,6 +75,7 @@ class Outbox:
             prompt_tokens=finish.report.prompt_tokens,
             completion_tokens=self.tokens,
             report=report_message(finish.report),
+            retry_after_s=finish.retry_after_s,
         )
         self._wake()
 

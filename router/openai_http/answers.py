@@ -162,7 +162,8 @@ class _Call:
         finished.append(news)
         if news.reason not in WELL:
             # The status line is gone, so the error comes in the stream, and no [DONE] after it.
-            await response.write(_event(error_json(failure(news.reason, news.detail))))
+            error = failure(news.reason, news.detail, news.retry_after_s)
+            await response.write(_event(error_json(error)))
             return
         last = form.last_piece(index, news)
         if self._with_report:
@@ -186,4 +187,4 @@ def _has_logprobs(piece: Json) -> bool:
 
 def _raise_if_bad(item: Delta | Finished) -> None:
     if isinstance(item, Finished) and item.reason not in WELL:
-        raise failure(item.reason, item.detail)
+        raise failure(item.reason, item.detail, item.retry_after_s)
