@@ -90,7 +90,8 @@ def _state_lines(status: RouterStatus, load: float, hold_s: float) -> Iterable[s
         yield from gauge_lines(name, text, {(): value})
     connected = {"prefill": 0, "decode": 0}
     for worker in status.workers:
-        connected[worker.record.role] += worker.view is not None
+        if worker.view is not None:
+            connected[worker.view.role] += 1
     yield from gauge_lines(
         "tandem_workers",
         "Workers with a session.",

@@ -57,7 +57,7 @@ def _worker_message(worker: WorkerState) -> admin_pb2.WorkerStatus:
     record, view = worker.record, worker.view
     return admin_pb2.WorkerStatus(
         worker_id=record.worker_id,
-        role=record.role,
+        role=record.role if view is None else view.role,
         engine=record.engine,
         address=record.address,
         connected=view is not None,
