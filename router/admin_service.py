@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import grpc
+
 from protos.tandem.v1 import admin_pb2, admin_pb2_grpc, common_pb2
 from router.access import Access
 from router.core.explain import Explanation
+from router.core.placement import Candidate
+from router.core.request import Decision
 from router.dispatcher import Dispatcher
 from router.errors import RequestError
 from router.grpc_services import Context, telling, texts_of
+from router.orders import drain, flip
 from router.status import status_message
 
 _WATCH_MS = 1000
@@ -15,7 +20,7 @@ _LEAST_WATCH_MS = 50
 
 
 class AdminService(admin_pb2_grpc.AdminServicer):
-    """The calls that this router can answer; gRPC itself answers UNIMPLEMENTED to the others."""
+    """The calls of operators."""
 
     def __init__(self, dispatcher: Dispatcher, access: Access) -> None:
         self._dispatcher = dispatcher
@@ -60,6 +65,48 @@ class AdminService(admin_pb2_grpc.AdminServicer):
                 )
             return _explained(explanation)
 
+    # A coroutine and no generator, as Inference.Generate is one.
+    async def Drain(  # type: ignore[override]  # noqa: N802
+        self,
+        request: admin_pb2.DrainRequest,
+        context: Context[admin_pb2.DrainRequest, admin_pb2.DrainProgress],
+    ) -> None:
+        async with telling(context):
+            self._access.tenant(texts_of(context).get("authorization"), context.peer())
+            async for step in drain(self._dispatcher, request.worker_id, request.resume):
+                await context.write(
+                    admin_pb2.DrainProgress(
+                        running_requests=step.running_requests, safe_to_delete=step.safe_to_delete
+                    )
+                )
+
+    async def Flip(  # noqa: N802
+        self,
+        request: admin_pb2.FlipRequest,
+        context: Context[admin_pb2.FlipRequest, admin_pb2.FlipResponse],
+    ) -> admin_pb2.FlipResponse:
+        async with telling(context):
+            self._access.tenant(texts_of(context).get("authorization"), context.peer())
+            result = await flip(self._dispatcher, request.worker_id, request.role)
+            return admin_pb2.FlipResponse(
+                role=result.role, reason=result.reason, detail=result.detail
+            )
+
+    async def Scale(  # noqa: N802
+        self,
+        request: admin_pb2.ScaleRequest,
+        context: Context[admin_pb2.ScaleRequest, admin_pb2.ScaleResponse],
+    ) -> admin_pb2.ScaleResponse:
+        async with telling(context):
+            self._access.tenant(texts_of(context).get("authorization"), context.peer())
+            # Ray Serve starts and stops workers, and a router knows nothing of Ray.
+            await context.abort(
+                grpc.StatusCode.UNIMPLEMENTED,
+                "routers start and stop no workers: change prefill.workers or decode.workers in "
+                "the spec, and whoever runs the pools (tandem up, the operator) does it; "
+                "Admin.Drain empties a worker first",
+            )
+
 
 def _explained(explanation: Explanation) -> admin_pb2.ExplainResponse:
     began_s = explanation.transitions[0].at_s
@@ -80,4 +127,29 @@ def _explained(explanation: Explanation) -> admin_pb2.ExplainResponse:
         decode_worker=explanation.decode_worker,
         steps=steps,
         lines=explanation.lines(),
+        placements=[_placement(decision, began_s) for decision in explanation.decisions],
+        retries=explanation.retries,
+        waited_ms={resource: waited_s * 1e3 for resource, waited_s in explanation.waited_s},
+    )
+
+
+def _placement(decision: Decision, began_s: float) -> admin_pb2.Placement:
+    return admin_pb2.Placement(
+        at_ms=(decision.at_s - began_s) * 1e3,
+        candidates=[_candidate(one, one is decision.chosen) for one in decision.candidates],
+    )
+
+
+def _candidate(candidate: Candidate, chosen: bool) -> admin_pb2.Candidate:
+    return admin_pb2.Candidate(
+        decode_worker=candidate.decode,
+        prefill_worker=candidate.prefill,
+        chosen=chosen,
+        expected_ms=candidate.expected_s * 1e3,
+        wait_ms=candidate.wait_s * 1e3,
+        read_ms=candidate.read_s * 1e3,
+        transfer_ms=candidate.transfer_s * 1e3,
+        step_ms=candidate.step_s * 1e3,
+        uncached_tokens=candidate.uncached_tokens,
+        refused=candidate.refused or "",
     )

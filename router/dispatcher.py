@@ -24,8 +24,10 @@ from router.config import RouterConfig
 from router.core.event_log import event_line, header_line
 from router.core.events import (
     CancelRequested,
+    Drained,
     DrainRequested,
     Event,
+    Flipped,
     FlipRequested,
     RequestArrived,
     Role,
@@ -47,11 +49,12 @@ from router.core.instructions import (
     SendReserve,
 )
 from router.core.lifecycle import Lifecycle
-from router.core.matching import MatchReport
 from router.core.policy import ClassPolicy, Policy, TenantPolicy
 from router.core.prefixes import PrefixKeys
 from router.core.reasons import WELL, reason_name
+from router.core.worker_view import WorkerView
 from router.errors import RequestError
+from router.matching_window import MatchingWindow
 from router.membership import Membership
 from router.outbox import Outbox
 from router.relay.intake import Intake
@@ -124,6 +127,7 @@ class Dispatcher:
         self._directory: WorkerDirectory | None = None
         self._following: asyncio.Task[None] | None = None
         self._running: dict[str, _Running] = {}
+        self._matching = MatchingWindow()
         self._inbox: deque[Event] = deque()
         self._handling = False
         self._timer: asyncio.TimerHandle | None = None
@@ -186,7 +190,7 @@ class Dispatcher:
         self._ready_listeners.append(listener)
 
     async def workers_changed(self, timeout_s: float) -> None:
-        """Wait until a worker comes or goes, or until the time is over."""
+        """Wait until a worker comes, goes, is empty or has flipped, or until the time is over."""
         change = asyncio.get_running_loop().create_future()
         self._change_waiters.append(change)
         try:
@@ -258,10 +262,9 @@ class Dispatcher:
         """What happened to a request, while it runs and for some time after."""
         return self._lifecycle.explain(request_id)
 
-    @property
-    def match(self) -> MatchReport:
-        """How well prefill, link and decode have matched so far."""
-        return self._lifecycle.match
+    def worker(self, worker_id: str) -> WorkerView | None:
+        """What is known of a connected worker."""
+        return self._lifecycle.fleet.get(worker_id)
 
     def drain(self, worker_id: str, resume: bool = False) -> bool:
         """Have a worker finish what it has and take no more; False when it is not connected."""
@@ -285,11 +288,13 @@ class Dispatcher:
                 snapshot = await self._directory.snapshot()
                 leases = {name: lease_s for name, (_, lease_s) in snapshot.items()}
         now_unix_s = time.time()
+        self._feed(Tick())  # so that what is said of the match is of this moment
         fleet, queued = self._lifecycle.fleet, len(self._lifecycle.queue)
         return RouterStatus(
             model=self._config.model_name,
             queued_requests=queued,
             running_requests=len(self._lifecycle.requests) - queued,
+            matching=self._matching.recent(self._lifecycle.match),
             workers=tuple(
                 WorkerState(
                     record=record,
@@ -303,7 +308,8 @@ class Dispatcher:
 
     async def metrics_text(self) -> str:
         """Everything that is counted, in Prometheus' format."""
-        return self.metrics.text(await self.status(), self._intake.load, self._intake.hold_s)
+        match = self._lifecycle.match
+        return self.metrics.text(await self.status(), match, self._intake.load, self._intake.hold_s)
 
     def _admit(self, request: GenerationRequest, content: bytes) -> _Running:
         request_id = request.request_id
@@ -328,9 +334,9 @@ class Dispatcher:
                 prompt_tokens=len(request.token_ids),
                 max_tokens=request.sampling.max_tokens,
                 class_rank=request.class_rank,
+                tenant=request.tenant,
                 deadline_s=None if deadline_ms is None else _now_s() + deadline_ms / 1e3,
                 prefix=self._prefix(request),
-                tenant=request.tenant,
             )
         )
         return running
@@ -354,7 +360,7 @@ class Dispatcher:
                     print(event_line(event, now_s, instructions), file=self._event_log)
                 for instruction in instructions:
                     self._execute(instruction)
-                if isinstance(event, (WorkerJoined, WorkerLost)):
+                if isinstance(event, (WorkerJoined, WorkerLost, Drained, Flipped)):
                     self._tell_change()
         finally:
             self._handling = False

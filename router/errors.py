@@ -22,7 +22,7 @@ class RequestError(Exception):
         retry_after_s: float | None = None,
     ) -> None:
         """`field` names what is wrong in the request, if something is; `retry_after_s` says when
-        the same request may be served."""
+        it may be worth sending it again."""
         super().__init__(message)
         self.reason = reason
         self.message = message
@@ -72,7 +72,9 @@ _TABLE: dict[Reason, Presentation] = {
     ),
     common_pb2.REASON_QUEUE_FULL: _TOO_MUCH,
     common_pb2.REASON_OVERLOADED: _TOO_MUCH,
-    common_pb2.REASON_RATE_LIMITED: _TOO_MUCH,
+    common_pb2.REASON_RATE_LIMITED: Presentation(
+        grpc.StatusCode.RESOURCE_EXHAUSTED, 429, "rate_limit_error", "rate_limit_exceeded"
+    ),
     common_pb2.REASON_NOT_DRAINED: _NOT_SO,
     common_pb2.REASON_LAYOUT_MISMATCH: _NOT_SO,
     common_pb2.REASON_NO_WORKERS: _UNAVAILABLE,
@@ -92,11 +94,6 @@ def refusal(
     return RequestError(reason, f"{field}: {message}", field)
 
 
-def whole_seconds(retry_after_s: float) -> str:
-    """As the header `retry-after` has it: seconds, rounded up, at least one."""
-    return str(max(1, math.ceil(retry_after_s)))
-
-
 def presentation(reason: Reason) -> Presentation:
     """How to tell a reason; whatever is not a client's fault and has no name is a failure."""
     return _TABLE.get(reason, _FAILED)
@@ -106,3 +103,10 @@ def failure(reason: Reason, detail: str, retry_after_s: float | None = None) -> 
     """The error for a request that ended badly."""
     message = detail or f"the request ended with {reason_name(reason)}"
     return RequestError(reason, message, retry_after_s=retry_after_s)
+
+
+def retry_after(error: RequestError) -> dict[str, str]:
+    """The header of HTTP, and the metadata of gRPC, that says when to come again; in seconds."""
+    if error.retry_after_s is None:
+        return {}
+    return {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}

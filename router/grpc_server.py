@@ -40,9 +40,7 @@ class GrpcServer:
         server = cast("grpc.aio.Server", self._server)
         inference = InferenceService(dispatcher, access)
         inference_pb2_grpc.add_InferenceServicer_to_server(inference, server)
-        # Calls that it lacks are answered UNIMPLEMENTED by its base class.
-        admin = AdminService(dispatcher, access)  # type: ignore[abstract]
-        admin_pb2_grpc.add_AdminServicer_to_server(admin, server)
+        admin_pb2_grpc.add_AdminServicer_to_server(AdminService(dispatcher, access), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (_INFERENCE, _ADMIN, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(

@@ -15,7 +15,7 @@ from protos.tandem.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 from router.access import Access
 from router.core.reasons import WELL, reason_name
 from router.dispatcher import Dispatcher
-from router.errors import RequestError, failure, presentation, whole_seconds
+from router.errors import RequestError, failure, presentation, retry_after
 from router.requests import ClientRequest, Delta, Finished
 from router.validation import check_model
 
@@ -35,10 +35,11 @@ async def telling(context: Context[RequestT, ResponseT]) -> AsyncGenerator[None,
     try:
         yield
     except RequestError as error:
-        metadata = [(REASON_METADATA, reason_name(error.reason))]
-        if error.retry_after_s is not None:
-            metadata.append(("retry-after", whole_seconds(error.retry_after_s)))
-        await context.abort(presentation(error.reason).grpc_status, error.message, tuple(metadata))
+        await context.abort(
+            presentation(error.reason).grpc_status,
+            error.message,
+            ((REASON_METADATA, reason_name(error.reason)), *retry_after(error).items()),
+        )
     except grpc.aio.AbortError:
         raise
     except Exception:  # noqa: BLE001 - the last line of defence, and logged

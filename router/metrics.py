@@ -71,7 +71,20 @@ def gauge_lines(
     name: str, text: str, values: Mapping[tuple[tuple[str, str], ...], float]
 ) -> Iterable[str]:
     """A quantity as it is now; `values` by labels, each a tuple of names and values."""
-    yield from _head(name, text, "gauge")
+    return _value_lines(name, text, "gauge", values)
+
+
+def counter_lines(
+    name: str, text: str, values: Mapping[tuple[tuple[str, str], ...], float]
+) -> Iterable[str]:
+    """A quantity that only grows, counted elsewhere; `values` as of `gauge_lines`."""
+    return _value_lines(name, text, "counter", values)
+
+
+def _value_lines(
+    name: str, text: str, kind: str, values: Mapping[tuple[tuple[str, str], ...], float]
+) -> Iterable[str]:
+    yield from _head(name, text, kind)
     for labels, value in values.items():
         inside = ",".join(f'{label}="{_escaped(text)}"' for label, text in labels)
         yield f"{name}{{{inside}}} {value:.10g}" if inside else f"{name} {value:.10g}"

@@ -86,4 +86,4 @@ class Finished:
     prompt_tokens: int
     completion_tokens: int
     report: RequestReport
-    retry_after_s: float | None = None  # when the same request may be served
+    retry_after_s: float | None = None  # when it may be worth sending it again

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
+from router.core.matching import MatchReport
 from router.core.reasons import reason_name
-from router.metrics import Counter, Histogram, gauge_lines
+from router.metrics import Counter, Histogram, counter_lines, gauge_lines
 from router.requests import Finished
 from router.status import RouterStatus
 
@@ -68,12 +69,13 @@ class RouterMetrics:
         if finished.completion_tokens > 1:
             self.itl.observe(report.mean_itl_ms / 1e3)
 
-    def text(self, status: RouterStatus, load: float, hold_s: float) -> str:
-        """All of it in Prometheus' format."""
+    def text(self, status: RouterStatus, match: MatchReport, load: float, hold_s: float) -> str:
+        """All of it in Prometheus' format; `match` is of the router's whole life."""
         lines: list[str] = []
         for metric in vars(self).values():
             lines.extend(metric.lines())
         lines.extend(_state_lines(status, load, hold_s))
+        lines.extend(_match_lines(status.matching, match))
         return "\n".join(lines) + "\n"
 
 
@@ -88,7 +90,8 @@ def _state_lines(status: RouterStatus, load: float, hold_s: float) -> Iterable[s
         yield from gauge_lines(name, text, {(): value})
     connected = {"prefill": 0, "decode": 0}
     for worker in status.workers:
-        connected[worker.record.role] += worker.view is not None
+        if worker.view is not None:
+            connected[worker.view.role] += 1
     yield from gauge_lines(
         "tandem_workers",
         "Workers with a session.",
@@ -110,3 +113,39 @@ def _state_lines(status: RouterStatus, load: float, hold_s: float) -> Iterable[s
         yield from gauge_lines(
             name, text, {(("worker", worker_id),): value for worker_id, value in values.items()}
         )
+
+
+def _match_lines(recent: MatchReport, whole: MatchReport) -> Iterable[str]:
+    """Shares of the last minute, and the integrals that any other time follows from."""
+    if recent.matched_ratio is not None:
+        yield from gauge_lines(
+            "tandem_matched_ratio",
+            "The smaller busy share of prefill and decode over the larger one.",
+            {(): recent.matched_ratio},
+        )
+    idle = {"prefill": recent.prefill_idle_share, "decode": recent.decode_idle_share}
+    yield from gauge_lines(
+        "tandem_idle_share",
+        "Of the prefill workers' time and of the decode workers' slots.",
+        {(("role", role),): share for role, share in idle.items()},
+    )
+    for name, text, values in (
+        (
+            "tandem_busy_seconds_total",
+            "Prefill workers with prompts, and requests on decode workers, times seconds.",
+            {"prefill": whole.prefill_busy_s, "decode": whole.decode_busy_s},
+        ),
+        (
+            "tandem_capacity_seconds_total",
+            "Prefill workers, and slots of decode workers, times seconds.",
+            {"prefill": whole.prefill_capacity_s, "decode": whole.decode_capacity_s},
+        ),
+    ):
+        yield from counter_lines(
+            name, text, {(("role", role),): seconds for role, seconds in values.items()}
+        )
+    yield from counter_lines(
+        "tandem_blocked_seconds_total",
+        "What the first request of the queue waited for.",
+        {(("resource", resource),): seconds for resource, seconds in whole.waited_s.items()},
+    )

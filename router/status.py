@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from protos.tandem.v1 import admin_pb2
+from router.core.matching import MatchReport
 from router.core.worker_view import WorkerView
+from router.core.workforce import duty
 from workers.registry import WorkerRecord
 
 
@@ -21,11 +23,12 @@ class WorkerState:
 
 @dataclass(frozen=True, slots=True)
 class RouterStatus:
-    """What a router knows of its requests and workers."""
+    """What a router knows of its requests and workers; `matching` is of the last minute."""
 
     model: str
     queued_requests: int
     running_requests: int
+    matching: MatchReport
     workers: tuple[WorkerState, ...]
 
 
@@ -36,6 +39,17 @@ def status_message(status: RouterStatus) -> admin_pb2.GetStatusResponse:
         queued_requests=status.queued_requests,
         running_requests=status.running_requests,
         workers=[_worker_message(worker) for worker in status.workers],
+        matching=_matching_message(status.matching),
+    )
+
+
+def _matching_message(match: MatchReport) -> admin_pb2.Matching:
+    return admin_pb2.Matching(
+        seconds=match.seconds,
+        matched_ratio=match.matched_ratio,
+        prefill_idle_share=match.prefill_idle_share,
+        decode_idle_share=match.decode_idle_share,
+        waited_s=match.waited_s,
     )
 
 
@@ -43,7 +57,7 @@ def _worker_message(worker: WorkerState) -> admin_pb2.WorkerStatus:
     record, view = worker.record, worker.view
     return admin_pb2.WorkerStatus(
         worker_id=record.worker_id,
-        role=record.role,
+        role=record.role if view is None else view.role,
         engine=record.engine,
         address=record.address,
         connected=view is not None,
@@ -55,4 +69,6 @@ def _worker_message(worker: WorkerState) -> admin_pb2.WorkerStatus:
         uptime_s=worker.uptime_s,
         layout=record.layout,
         pid=record.pid,
+        duty="" if view is None else duty(view),
+        breaker="" if view is None else view.breaker.state,
     )

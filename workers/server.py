@@ -123,7 +123,11 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         assert self._engine is not None
         async for message in commands:
             if message.WhichOneof("command") == "flip":
-                session.add_flipped(self._flip(message.flip))
+                flipped = self._flip(message.flip)
+                # A role that changed concerns every router, a refusal only the one that asked.
+                told = (session,) if flipped.reason else tuple(self._sessions.values())
+                for one in told:
+                    one.add_flipped(flipped)
                 continue
             command = session.command(message)
             if command is not None:

@@ -74,7 +74,12 @@ class Clients:
             detail = f"the deadline passed while the request was {request.state}"
             book.end(request, common_pb2.REASON_DEADLINE_EXCEEDED, detail)
         for attempt in book.renewals.due(book.now_s):
-            book.out.append(SendRenew(attempt.decode.worker_id, attempt.handle))
+            # The right to write into a reservation is leased as the reservation is.
+            book.out += [
+                SendRenew(side.worker_id, attempt.handle)
+                for side in attempt.sides
+                if not side.closed
+            ]
         book.holdings.room_changed = True
 
     def on_shut_down(self) -> None:

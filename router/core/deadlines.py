@@ -90,9 +90,9 @@ class Renewals:
         self._heap: list[tuple[float, int, Attempt, float]] = []
 
     def add(self, attempt: Attempt, lease_s: float, now_s: float) -> None:
-        """Renew a lease when half of it is over; 0 is for ever."""
+        """Renew a lease when a third of it is over; 0 is for ever."""
         if lease_s > 0.0:
-            heapq.heappush(self._heap, (now_s + lease_s / 2.0, attempt.handle, attempt, lease_s))
+            heapq.heappush(self._heap, (now_s + lease_s / 3.0, attempt.handle, attempt, lease_s))
 
     @property
     def next_s(self) -> float | None:
@@ -102,7 +102,7 @@ class Renewals:
         return self._heap[0][0] if self._heap else None
 
     def due(self, now_s: float) -> list[Attempt]:
-        """Attempts whose leases must be renewed now; they come again half a lease later."""
+        """Attempts whose leases must be renewed now; they come again a third of a lease later."""
         out = []
         while (next_s := self.next_s) is not None and next_s <= now_s:
             _, _, attempt, lease_s = heapq.heappop(self._heap)

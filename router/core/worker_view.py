@@ -11,11 +11,13 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
+from protos.tandem.v1 import common_pb2
 from router.core.breaker import Breaker
 from router.core.columns import Columns
 from router.core.events import CreditsChanged, LoadChanged, Role
 from router.core.policy import Policy
 from router.core.rates import Rate
+from router.core.reasons import Reason
 from router.core.step_model import StepModel
 
 _LINK_HALF_LIFE_S = 2.0
@@ -63,6 +65,7 @@ class WorkerView:
     drained: bool = False
     flip_to: Role | None = None
     flip_problem: str = ""
+    flip_reason: Reason = common_pb2.REASON_UNSPECIFIED
     load: LoadChanged = LoadChanged("")  # noqa: RUF009 - frozen
     steps: StepModel = field(default_factory=StepModel)
     link: Rate = field(default_factory=lambda: Rate(_LINK_HALF_LIFE_S))

@@ -119,6 +119,7 @@ class Workforce:
             return
         view.asked_to_drain, view.drained = True, False
         view.flip_to, view.flip_problem = event.role, ""
+        view.flip_reason = common_pb2.REASON_UNSPECIFIED
         self._book.out.append(SendDrain(event.worker_id))
         self._changed(view)
 
@@ -128,7 +129,7 @@ class Workforce:
         view = book.fleet.get(event.worker_id)
         if view is None:
             return
-        view.flip_to, view.flip_problem = None, event.detail
+        view.flip_to, view.flip_problem, view.flip_reason = None, event.detail, event.reason
         view.drained = view.asked_to_drain = False
         if event.reason != common_pb2.REASON_UNSPECIFIED:
             book.out.append(SendDrain(event.worker_id, resume=True))

@@ -162,7 +162,8 @@ class _Call:
         finished.append(news)
         if news.reason not in WELL:
             # The status line is gone, so the error comes in the stream, and no [DONE] after it.
-            await response.write(_event(error_json(failure(news.reason, news.detail))))
+            error = failure(news.reason, news.detail, news.retry_after_s)
+            await response.write(_event(error_json(error)))
             return
         last = form.last_piece(index, news)
         if self._with_report:

@@ -13,7 +13,7 @@ from protos.tandem.v1 import common_pb2
 from router.access import Access, ssl_context
 from router.config import RouterConfig
 from router.dispatcher import Dispatcher
-from router.errors import RequestError, presentation, whole_seconds
+from router.errors import RequestError, presentation, retry_after
 from router.metrics import CONTENT_TYPE
 from router.openai_http.answers import TENANT, Answers
 from router.openai_http.formats import error_json, error_object
@@ -24,7 +24,6 @@ _DISPATCHER = web.AppKey("dispatcher", Dispatcher)
 _ACCESS = web.AppKey("access", Access)
 _OPEN_PATHS = frozenset({"/health", "/metrics"})
 _CREATED = web.AppKey("created", int)
-_QUEUE_RETRY_S = 1
 _GRACE_S = 2.0
 
 
@@ -87,11 +86,7 @@ async def _tell_errors(
     try:
         return await handler(request)
     except RequestError as error:
-        headers = {"x-tandem-reason": common_pb2.ReasonCode.Name(error.reason)}
-        if error.retry_after_s is not None:
-            headers["retry-after"] = whole_seconds(error.retry_after_s)
-        elif error.reason == common_pb2.REASON_QUEUE_FULL:
-            headers["retry-after"] = str(_QUEUE_RETRY_S)
+        headers = {"x-tandem-reason": common_pb2.ReasonCode.Name(error.reason)} | retry_after(error)
         status = presentation(error.reason).http_status
         return web.json_response(error_json(error), status=status, headers=headers)
     except web.HTTPRequestEntityTooLarge:

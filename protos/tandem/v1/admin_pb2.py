@@ -25,39 +25,53 @@ _sym_db = _symbol_database.Default()
 from protos.tandem.v1 import common_pb2 as protos_dot_tandem_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cprotos/tandem/v1/admin.proto\x12\ttandem.v1\x1a\x1dprotos/tandem/v1/common.proto\"!\n\x0cWatchRequest\x12\x11\n\tperiod_ms\x18\x01 \x01(\r\"$\n\x0e\x45xplainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x92\x01\n\x0f\x45xplainResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x16\n\x0eprefill_worker\x18\x03 \x01(\t\x12\x15\n\rdecode_worker\x18\x04 \x01(\t\x12\x1e\n\x05steps\x18\x05 \x03(\x0b\x32\x0f.tandem.v1.Step\x12\r\n\x05lines\x18\x06 \x03(\t\"j\n\x04Step\x12\r\n\x05\x61t_ms\x18\x01 \x01(\x01\x12\r\n\x05state\x18\x02 \x01(\t\x12\r\n\x05\x63\x61use\x18\x03 \x01(\t\x12%\n\x06reason\x18\x04 \x01(\x0e\x32\x15.tandem.v1.ReasonCode\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\"1\n\x0c\x44rainRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0e\n\x06resume\x18\x02 \x01(\x08\"A\n\rDrainProgress\x12\x18\n\x10running_requests\x18\x01 \x01(\r\x12\x16\n\x0esafe_to_delete\x18\x02 \x01(\x08\".\n\x0b\x46lipRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\"S\n\x0c\x46lipResponse\x12\x0c\n\x04role\x18\x01 \x01(\t\x12%\n\x06reason\x18\x02 \x01(\x0e\x32\x15.tandem.v1.ReasonCode\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"-\n\x0cScaleRequest\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07workers\x18\x02 \x01(\r\" \n\rScaleResponse\x12\x0f\n\x07workers\x18\x01 \x01(\r\"\x12\n\x10GetStatusRequest\"\x7f\n\x11GetStatusResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x17\n\x0fqueued_requests\x18\x02 \x01(\r\x12\x18\n\x10running_requests\x18\x03 \x01(\r\x12(\n\x07workers\x18\x04 \x03(\x0b\x32\x17.tandem.v1.WorkerStatus\"\x89\x02\n\x0cWorkerStatus\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x11\n\tconnected\x18\x05 \x01(\x08\x12\x18\n\x10running_requests\x18\x06 \x01(\r\x12\x15\n\rrequest_slots\x18\x07 \x01(\r\x12\x13\n\x0b\x66ree_tokens\x18\x08 \x01(\r\x12\x14\n\x0ctotal_tokens\x18\t \x01(\r\x12\x19\n\x11lease_remaining_s\x18\n \x01(\x01\x12\x10\n\x08uptime_s\x18\x0b \x01(\x01\x12\x0e\n\x06layout\x18\x0c \x01(\t\x12\x0b\n\x03pid\x18\r \x01(\r2\x86\x03\n\x05\x41\x64min\x12\x46\n\tGetStatus\x12\x1b.tandem.v1.GetStatusRequest\x1a\x1c.tandem.v1.GetStatusResponse\x12@\n\x05Watch\x12\x17.tandem.v1.WatchRequest\x1a\x1c.tandem.v1.GetStatusResponse0\x01\x12@\n\x07\x45xplain\x12\x19.tandem.v1.ExplainRequest\x1a\x1a.tandem.v1.ExplainResponse\x12<\n\x05\x44rain\x12\x17.tandem.v1.DrainRequest\x1a\x18.tandem.v1.DrainProgress0\x01\x12\x37\n\x04\x46lip\x12\x16.tandem.v1.FlipRequest\x1a\x17.tandem.v1.FlipResponse\x12:\n\x05Scale\x12\x17.tandem.v1.ScaleRequest\x1a\x18.tandem.v1.ScaleResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cprotos/tandem/v1/admin.proto\x12\ttandem.v1\x1a\x1dprotos/tandem/v1/common.proto\"!\n\x0cWatchRequest\x12\x11\n\tperiod_ms\x18\x01 \x01(\r\"$\n\x0e\x45xplainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\xbb\x02\n\x0f\x45xplainResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x16\n\x0eprefill_worker\x18\x03 \x01(\t\x12\x15\n\rdecode_worker\x18\x04 \x01(\t\x12\x1e\n\x05steps\x18\x05 \x03(\x0b\x32\x0f.tandem.v1.Step\x12\r\n\x05lines\x18\x06 \x03(\t\x12(\n\nplacements\x18\x07 \x03(\x0b\x32\x14.tandem.v1.Placement\x12\x0f\n\x07retries\x18\x08 \x01(\r\x12;\n\twaited_ms\x18\t \x03(\x0b\x32(.tandem.v1.ExplainResponse.WaitedMsEntry\x1a/\n\rWaitedMsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"D\n\tPlacement\x12\r\n\x05\x61t_ms\x18\x01 \x01(\x01\x12(\n\ncandidates\x18\x02 \x03(\x0b\x32\x14.tandem.v1.Candidate\"\xd1\x01\n\tCandidate\x12\x15\n\rdecode_worker\x18\x01 \x01(\t\x12\x16\n\x0eprefill_worker\x18\x02 \x01(\t\x12\x0e\n\x06\x63hosen\x18\x03 \x01(\x08\x12\x13\n\x0b\x65xpected_ms\x18\x04 \x01(\x01\x12\x0f\n\x07wait_ms\x18\x05 \x01(\x01\x12\x0f\n\x07read_ms\x18\x06 \x01(\x01\x12\x13\n\x0btransfer_ms\x18\x07 \x01(\x01\x12\x0f\n\x07step_ms\x18\x08 \x01(\x01\x12\x17\n\x0funcached_tokens\x18\t \x01(\r\x12\x0f\n\x07refused\x18\n \x01(\t\"j\n\x04Step\x12\r\n\x05\x61t_ms\x18\x01 \x01(\x01\x12\r\n\x05state\x18\x02 \x01(\t\x12\r\n\x05\x63\x61use\x18\x03 \x01(\t\x12%\n\x06reason\x18\x04 \x01(\x0e\x32\x15.tandem.v1.ReasonCode\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\"1\n\x0c\x44rainRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0e\n\x06resume\x18\x02 \x01(\x08\"A\n\rDrainProgress\x12\x18\n\x10running_requests\x18\x01 \x01(\r\x12\x16\n\x0esafe_to_delete\x18\x02 \x01(\x08\".\n\x0b\x46lipRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\"S\n\x0c\x46lipResponse\x12\x0c\n\x04role\x18\x01 \x01(\t\x12%\n\x06reason\x18\x02 \x01(\x0e\x32\x15.tandem.v1.ReasonCode\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"-\n\x0cScaleRequest\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07workers\x18\x02 \x01(\r\" \n\rScaleResponse\x12\x0f\n\x07workers\x18\x01 \x01(\r\"\x12\n\x10GetStatusRequest\"\xa6\x01\n\x11GetStatusResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x17\n\x0fqueued_requests\x18\x02 \x01(\r\x12\x18\n\x10running_requests\x18\x03 \x01(\r\x12(\n\x07workers\x18\x04 \x03(\x0b\x32\x17.tandem.v1.WorkerStatus\x12%\n\x08matching\x18\x05 \x01(\x0b\x32\x13.tandem.v1.Matching\"\xe4\x01\n\x08Matching\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\x12\x1a\n\rmatched_ratio\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\x12prefill_idle_share\x18\x03 \x01(\x01\x12\x19\n\x11\x64\x65\x63ode_idle_share\x18\x04 \x01(\x01\x12\x32\n\x08waited_s\x18\x05 \x03(\x0b\x32 .tandem.v1.Matching.WaitedSEntry\x1a.\n\x0cWaitedSEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x10\n\x0e_matched_ratio\"\xa8\x02\n\x0cWorkerStatus\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x11\n\tconnected\x18\x05 \x01(\x08\x12\x18\n\x10running_requests\x18\x06 \x01(\r\x12\x15\n\rrequest_slots\x18\x07 \x01(\r\x12\x13\n\x0b\x66ree_tokens\x18\x08 \x01(\r\x12\x14\n\x0ctotal_tokens\x18\t \x01(\r\x12\x19\n\x11lease_remaining_s\x18\n \x01(\x01\x12\x10\n\x08uptime_s\x18\x0b \x01(\x01\x12\x0e\n\x06layout\x18\x0c \x01(\t\x12\x0b\n\x03pid\x18\r \x01(\r\x12\x0c\n\x04\x64uty\x18\x0e \x01(\t\x12\x0f\n\x07\x62reaker\x18\x0f \x01(\t2\x86\x03\n\x05\x41\x64min\x12\x46\n\tGetStatus\x12\x1b.tandem.v1.GetStatusRequest\x1a\x1c.tandem.v1.GetStatusResponse\x12@\n\x05Watch\x12\x17.tandem.v1.WatchRequest\x1a\x1c.tandem.v1.GetStatusResponse0\x01\x12@\n\x07\x45xplain\x12\x19.tandem.v1.ExplainRequest\x1a\x1a.tandem.v1.ExplainResponse\x12<\n\x05\x44rain\x12\x17.tandem.v1.DrainRequest\x1a\x18.tandem.v1.DrainProgress0\x01\x12\x37\n\x04\x46lip\x12\x16.tandem.v1.FlipRequest\x1a\x17.tandem.v1.FlipResponse\x12:\n\x05Scale\x12\x17.tandem.v1.ScaleRequest\x1a\x18.tandem.v1.ScaleResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.tandem.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_EXPLAINRESPONSE_WAITEDMSENTRY']._loaded_options = None
+  _globals['_EXPLAINRESPONSE_WAITEDMSENTRY']._serialized_options = b'8\001'
+  _globals['_MATCHING_WAITEDSENTRY']._loaded_options = None
+  _globals['_MATCHING_WAITEDSENTRY']._serialized_options = b'8\001'
   _globals['_WATCHREQUEST']._serialized_start=74
   _globals['_WATCHREQUEST']._serialized_end=107
   _globals['_EXPLAINREQUEST']._serialized_start=109
   _globals['_EXPLAINREQUEST']._serialized_end=145
   _globals['_EXPLAINRESPONSE']._serialized_start=148
-  _globals['_EXPLAINRESPONSE']._serialized_end=294
-  _globals['_STEP']._serialized_start=296
-  _globals['_STEP']._serialized_end=402
-  _globals['_DRAINREQUEST']._serialized_start=404
-  _globals['_DRAINREQUEST']._serialized_end=453
-  _globals['_DRAINPROGRESS']._serialized_start=455
-  _globals['_DRAINPROGRESS']._serialized_end=520
-  _globals['_FLIPREQUEST']._serialized_start=522
-  _globals['_FLIPREQUEST']._serialized_end=568
-  _globals['_FLIPRESPONSE']._serialized_start=570
-  _globals['_FLIPRESPONSE']._serialized_end=653
-  _globals['_SCALEREQUEST']._serialized_start=655
-  _globals['_SCALEREQUEST']._serialized_end=700
-  _globals['_SCALERESPONSE']._serialized_start=702
-  _globals['_SCALERESPONSE']._serialized_end=734
-  _globals['_GETSTATUSREQUEST']._serialized_start=736
-  _globals['_GETSTATUSREQUEST']._serialized_end=754
-  _globals['_GETSTATUSRESPONSE']._serialized_start=756
-  _globals['_GETSTATUSRESPONSE']._serialized_end=883
-  _globals['_WORKERSTATUS']._serialized_start=886
-  _globals['_WORKERSTATUS']._serialized_end=1151
-  _globals['_ADMIN']._serialized_start=1154
-  _globals['_ADMIN']._serialized_end=1544
+  _globals['_EXPLAINRESPONSE']._serialized_end=463
+  _globals['_EXPLAINRESPONSE_WAITEDMSENTRY']._serialized_start=416
+  _globals['_EXPLAINRESPONSE_WAITEDMSENTRY']._serialized_end=463
+  _globals['_PLACEMENT']._serialized_start=465
+  _globals['_PLACEMENT']._serialized_end=533
+  _globals['_CANDIDATE']._serialized_start=536
+  _globals['_CANDIDATE']._serialized_end=745
+  _globals['_STEP']._serialized_start=747
+  _globals['_STEP']._serialized_end=853
+  _globals['_DRAINREQUEST']._serialized_start=855
+  _globals['_DRAINREQUEST']._serialized_end=904
+  _globals['_DRAINPROGRESS']._serialized_start=906
+  _globals['_DRAINPROGRESS']._serialized_end=971
+  _globals['_FLIPREQUEST']._serialized_start=973
+  _globals['_FLIPREQUEST']._serialized_end=1019
+  _globals['_FLIPRESPONSE']._serialized_start=1021
+  _globals['_FLIPRESPONSE']._serialized_end=1104
+  _globals['_SCALEREQUEST']._serialized_start=1106
+  _globals['_SCALEREQUEST']._serialized_end=1151
+  _globals['_SCALERESPONSE']._serialized_start=1153
+  _globals['_SCALERESPONSE']._serialized_end=1185
+  _globals['_GETSTATUSREQUEST']._serialized_start=1187
+  _globals['_GETSTATUSREQUEST']._serialized_end=1205
+  _globals['_GETSTATUSRESPONSE']._serialized_start=1208
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1374
+  _globals['_MATCHING']._serialized_start=1377
+  _globals['_MATCHING']._serialized_end=1605
+  _globals['_MATCHING_WAITEDSENTRY']._serialized_start=1541
+  _globals['_MATCHING_WAITEDSENTRY']._serialized_end=1587
+  _globals['_WORKERSTATUS']._serialized_start=1608
+  _globals['_WORKERSTATUS']._serialized_end=1904
+  _globals['_ADMIN']._serialized_start=1907
+  _globals['_ADMIN']._serialized_end=2297
 # @@protoc_insertion_point(module_scope)

@@ -66,21 +66,54 @@ Global___ExplainRequest: _TypeAlias = ExplainRequest  # noqa: Y015
 class ExplainResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class WaitedMsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     PREFILL_WORKER_FIELD_NUMBER: _builtins.int
     DECODE_WORKER_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     LINES_FIELD_NUMBER: _builtins.int
+    PLACEMENTS_FIELD_NUMBER: _builtins.int
+    RETRIES_FIELD_NUMBER: _builtins.int
+    WAITED_MS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     state: _builtins.str
     prefill_worker: _builtins.str
     decode_worker: _builtins.str
+    retries: _builtins.int
+    """attempts that failed"""
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___Step]: ...
     @_builtins.property
     def lines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """the same and what was weighed, for people"""
+
+    @_builtins.property
+    def placements(self) -> _containers.RepeatedCompositeFieldContainer[Global___Placement]:
+        """one for each attempt"""
+
+    @_builtins.property
+    def waited_ms(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """by what it waited for: decode, prefill or link"""
 
     def __init__(
         self,
@@ -91,14 +124,95 @@ class ExplainResponse(_message.Message):
         decode_worker: _builtins.str = ...,
         steps: _abc.Iterable[Global___Step] | None = ...,
         lines: _abc.Iterable[_builtins.str] | None = ...,
+        placements: _abc.Iterable[Global___Placement] | None = ...,
+        retries: _builtins.int = ...,
+        waited_ms: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_worker", b"decode_worker", "lines", b"lines", "prefill_worker", b"prefill_worker", "request_id", b"request_id", "state", b"state", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_worker", b"decode_worker", "lines", b"lines", "placements", b"placements", "prefill_worker", b"prefill_worker", "request_id", b"request_id", "retries", b"retries", "state", b"state", "steps", b"steps", "waited_ms", b"waited_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExplainResponse: _TypeAlias = ExplainResponse  # noqa: Y015
+
+@_typing.final
+class Placement(_message.Message):
+    """Where an attempt went, and what else it could have been."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_MS_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    at_ms: _builtins.float
+    """since its arrival"""
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]: ...
+    def __init__(
+        self,
+        *,
+        at_ms: _builtins.float = ...,
+        candidates: _abc.Iterable[Global___Candidate] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "candidates", b"candidates"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Placement: _TypeAlias = Placement  # noqa: Y015
+
+@_typing.final
+class Candidate(_message.Message):
+    """A pair of workers and what was expected of it, or a decode worker that reads the prompt itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECODE_WORKER_FIELD_NUMBER: _builtins.int
+    PREFILL_WORKER_FIELD_NUMBER: _builtins.int
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    EXPECTED_MS_FIELD_NUMBER: _builtins.int
+    WAIT_MS_FIELD_NUMBER: _builtins.int
+    READ_MS_FIELD_NUMBER: _builtins.int
+    TRANSFER_MS_FIELD_NUMBER: _builtins.int
+    STEP_MS_FIELD_NUMBER: _builtins.int
+    UNCACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    decode_worker: _builtins.str
+    prefill_worker: _builtins.str
+    """empty: the decode worker itself"""
+    chosen: _builtins.bool
+    expected_ms: _builtins.float
+    """the sum of the next four: until the token after the first"""
+    wait_ms: _builtins.float
+    read_ms: _builtins.float
+    transfer_ms: _builtins.float
+    step_ms: _builtins.float
+    uncached_tokens: _builtins.int
+    """that it would have to read"""
+    refused: _builtins.str
+    """what was full; empty when it could have taken the request"""
+    def __init__(
+        self,
+        *,
+        decode_worker: _builtins.str = ...,
+        prefill_worker: _builtins.str = ...,
+        chosen: _builtins.bool = ...,
+        expected_ms: _builtins.float = ...,
+        wait_ms: _builtins.float = ...,
+        read_ms: _builtins.float = ...,
+        transfer_ms: _builtins.float = ...,
+        step_ms: _builtins.float = ...,
+        uncached_tokens: _builtins.int = ...,
+        refused: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "decode_worker", b"decode_worker", "expected_ms", b"expected_ms", "prefill_worker", b"prefill_worker", "read_ms", b"read_ms", "refused", b"refused", "step_ms", b"step_ms", "transfer_ms", b"transfer_ms", "uncached_tokens", b"uncached_tokens", "wait_ms", b"wait_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Candidate: _TypeAlias = Candidate  # noqa: Y015
 
 @_typing.final
 class Step(_message.Message):
@@ -302,11 +416,14 @@ class GetStatusResponse(_message.Message):
     QUEUED_REQUESTS_FIELD_NUMBER: _builtins.int
     RUNNING_REQUESTS_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
+    MATCHING_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     queued_requests: _builtins.int
     running_requests: _builtins.int
     @_builtins.property
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerStatus]: ...
+    @_builtins.property
+    def matching(self) -> Global___Matching: ...
     def __init__(
         self,
         *,
@@ -314,14 +431,77 @@ class GetStatusResponse(_message.Message):
         queued_requests: _builtins.int = ...,
         running_requests: _builtins.int = ...,
         workers: _abc.Iterable[Global___WorkerStatus] | None = ...,
+        matching: Global___Matching | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["matching", b"matching"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "queued_requests", b"queued_requests", "running_requests", b"running_requests", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["matching", b"matching", "model", b"model", "queued_requests", b"queued_requests", "running_requests", b"running_requests", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class Matching(_message.Message):
+    """Whether prefill and decode run at the same rate, over the last minute or so."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class WaitedSEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SECONDS_FIELD_NUMBER: _builtins.int
+    MATCHED_RATIO_FIELD_NUMBER: _builtins.int
+    PREFILL_IDLE_SHARE_FIELD_NUMBER: _builtins.int
+    DECODE_IDLE_SHARE_FIELD_NUMBER: _builtins.int
+    WAITED_S_FIELD_NUMBER: _builtins.int
+    seconds: _builtins.float
+    """that it was measured for"""
+    matched_ratio: _builtins.float
+    """the smaller busy share over the larger; absent when idle"""
+    prefill_idle_share: _builtins.float
+    """of the prefill workers' time; 1 when there are none"""
+    decode_idle_share: _builtins.float
+    """of the decode workers' slots"""
+    @_builtins.property
+    def waited_s(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """what the queue's first waited for: decode, prefill or link"""
+
+    def __init__(
+        self,
+        *,
+        seconds: _builtins.float = ...,
+        matched_ratio: _builtins.float | None = ...,
+        prefill_idle_share: _builtins.float = ...,
+        decode_idle_share: _builtins.float = ...,
+        waited_s: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_matched_ratio", b"_matched_ratio", "matched_ratio", b"matched_ratio"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_matched_ratio", b"_matched_ratio", "decode_idle_share", b"decode_idle_share", "matched_ratio", b"matched_ratio", "prefill_idle_share", b"prefill_idle_share", "seconds", b"seconds", "waited_s", b"waited_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__matched_ratio: _TypeAlias = _typing.Literal["matched_ratio"]  # noqa: Y015
+    _WhichOneofArgType__matched_ratio: _TypeAlias = _typing.Literal["_matched_ratio", b"_matched_ratio"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__matched_ratio) -> _WhichOneofReturnType__matched_ratio | None: ...
+
+Global___Matching: _TypeAlias = Matching  # noqa: Y015
 
 @_typing.final
 class WorkerStatus(_message.Message):
@@ -340,6 +520,8 @@ class WorkerStatus(_message.Message):
     UPTIME_S_FIELD_NUMBER: _builtins.int
     LAYOUT_FIELD_NUMBER: _builtins.int
     PID_FIELD_NUMBER: _builtins.int
+    DUTY_FIELD_NUMBER: _builtins.int
+    BREAKER_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     role: _builtins.str
     engine: _builtins.str
@@ -355,6 +537,10 @@ class WorkerStatus(_message.Message):
     layout: _builtins.str
     pid: _builtins.int
     """on the machine of its address"""
+    duty: _builtins.str
+    """serving, draining, safe_to_delete or flipping"""
+    breaker: _builtins.str
+    """closed, open or probing: whether it is left alone"""
     def __init__(
         self,
         *,
@@ -371,10 +557,12 @@ class WorkerStatus(_message.Message):
         uptime_s: _builtins.float = ...,
         layout: _builtins.str = ...,
         pid: _builtins.int = ...,
+        duty: _builtins.str = ...,
+        breaker: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connected", b"connected", "engine", b"engine", "free_tokens", b"free_tokens", "layout", b"layout", "lease_remaining_s", b"lease_remaining_s", "pid", b"pid", "request_slots", b"request_slots", "role", b"role", "running_requests", b"running_requests", "total_tokens", b"total_tokens", "uptime_s", b"uptime_s", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "breaker", b"breaker", "connected", b"connected", "duty", b"duty", "engine", b"engine", "free_tokens", b"free_tokens", "layout", b"layout", "lease_remaining_s", b"lease_remaining_s", "pid", b"pid", "request_slots", b"request_slots", "role", b"role", "running_requests", b"running_requests", "total_tokens", b"total_tokens", "uptime_s", b"uptime_s", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -122,7 +122,11 @@ async def test_explain_tells_the_story_of_a_request(start_router: StartRouter) -
     assert story.state == "finished"
     assert (story.prefill_worker, story.decode_worker) == ("prefill-0", "decode-0")
     assert [step.state for step in story.steps][:2] == ["queued", "reserved"]
-    assert len(story.lines) > len(story.steps)  # what was weighed comes on top
+    (placement,) = story.placements
+    assert len(story.lines) == len(story.steps) + len(placement.candidates)
+    (chosen,) = [one for one in placement.candidates if one.chosen]
+    assert (chosen.prefill_worker, chosen.decode_worker) == ("prefill-0", "decode-0")
+    assert story.retries == 0
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await router.admin.Explain(admin_pb2.ExplainRequest(request_id="never"))
     assert error.value.code() is grpc.StatusCode.NOT_FOUND
