@@ -206,15 +206,15 @@ def test_an_end_of_a_reservation_that_prefill_was_not_told_of_is_the_end() -> No
 def test_a_lease_is_renewed_until_the_state_has_come() -> None:
     bench = Bench("p", "d")
     bench.request()
-    bench.feed(Reserved("d", 1, TICKET, lease_s=10.0))
-    assert (bench.due_s or 0.0) - bench.now_s == 5.0
-    assert bench.feed(Tick(), 5.0) == [SendRenew("d", 1)]
-    assert bench.feed(Tick(), 5.0) == [SendRenew("d", 1)]
+    bench.feed(Reserved("d", 1, TICKET, lease_s=9.0))
+    assert (bench.due_s or 0.0) - bench.now_s == 3.0
+    assert bench.feed(Tick(), 3.0) == [SendRenew("p", 1), SendRenew("d", 1)]
+    assert bench.feed(Tick(), 3.0) == [SendRenew("p", 1), SendRenew("d", 1)]
     bench.feed(tokens("p", 0, 40))
     bench.feed(PrefillDone("p", 1, 1.0, HANDOFF))
     bench.feed(StateArrived("d", 1))
     assert bench.due_s is None
-    assert bench.feed(Tick(), 5.0) == []
+    assert bench.feed(Tick(), 3.0) == []
 
 
 def test_a_worker_that_fails_again_and_again_is_left_alone_for_a_while() -> None:
