@@ -5,12 +5,13 @@ The orchestrator derives it from the cluster's spec; it crosses to the process a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from router.core.policy import TenantPolicy
 from workers.registry import WorkerRecord
 from workers.telemetry import TraceConfig
 
@@ -40,6 +41,8 @@ class RouterConfig:
     grpc: str = "127.0.0.1:50051"
     http: str = "127.0.0.1:8000"
     classes: tuple[PriorityClass, ...] = (PriorityClass("interactive", 500.0, 40.0),)
+    tenants: dict[str, TenantPolicy] = field(default_factory=dict)
+    any_tenant: TenantPolicy = TenantPolicy()  # noqa: RUF009 - frozen
     queue_limit: int = 1024
     local_prefill_tokens: int = 16  # shorter prompts are read where they are decoded
     max_message_bytes: int = 16 * 1024 * 1024

@@ -272,6 +272,7 @@ class Dispatcher:
                 max_tokens=request.sampling.max_tokens,
                 class_rank=request.class_rank,
                 deadline_s=None if deadline_ms is None else _now_s() + deadline_ms / 1e3,
+                tenant=request.tenant,
                 prefix=self._prefix(request),
             )
         )
@@ -367,6 +368,8 @@ def policy_of(config: RouterConfig) -> Policy:
             ClassPolicy(one.name, one.ttft_ms / 1e3, one.itl_ms / 1e3, one.weight)
             for one in config.classes
         ),
+        tenants=config.tenants,
+        any_tenant=config.any_tenant,
         queue_limit=config.queue_limit,
         local_prefill_tokens=config.local_prefill_tokens,
         max_retries=config.max_retries,

@@ -33,6 +33,7 @@ class Presentation:
 
 _BAD_REQUEST = Presentation(grpc.StatusCode.INVALID_ARGUMENT, 400, "invalid_request_error")
 _UNAVAILABLE = Presentation(grpc.StatusCode.UNAVAILABLE, 503, "server_error")
+_COME_AGAIN = Presentation(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, "rate_limit_error")
 _FAILED = Presentation(grpc.StatusCode.INTERNAL, 500, "server_error")
 _CANCELLED = Presentation(grpc.StatusCode.CANCELLED, 499, "request_cancelled")
 
@@ -53,13 +54,14 @@ _TABLE: dict[Reason, Presentation] = {
     common_pb2.REASON_DUPLICATE_REQUEST_ID: Presentation(
         grpc.StatusCode.ALREADY_EXISTS, 409, "invalid_request_error"
     ),
-    common_pb2.REASON_QUEUE_FULL: Presentation(
-        grpc.StatusCode.RESOURCE_EXHAUSTED, 429, "rate_limit_error"
-    ),
+    common_pb2.REASON_QUEUE_FULL: _COME_AGAIN,
+    common_pb2.REASON_OVERLOADED: _COME_AGAIN,
+    common_pb2.REASON_RATE_LIMITED: _COME_AGAIN,
     common_pb2.REASON_NO_WORKERS: _UNAVAILABLE,
     common_pb2.REASON_SHUTTING_DOWN: _UNAVAILABLE,
     common_pb2.REASON_WORKER_LOST: _UNAVAILABLE,
     common_pb2.REASON_OUT_OF_CAPACITY: _UNAVAILABLE,
+    common_pb2.REASON_DRAINING: _UNAVAILABLE,
     common_pb2.REASON_TRANSFER_FAILED: _UNAVAILABLE,
     common_pb2.REASON_LEASE_EXPIRED: _UNAVAILABLE,
 }

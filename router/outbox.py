@@ -65,6 +65,7 @@ class Outbox:
             prompt_tokens=finish.report.prompt_tokens,
             completion_tokens=self._count,
             report=report_message(finish.report),
+            retry_after_s=finish.retry_after_s,
         )
         self._news.set()
 

@@ -57,6 +57,7 @@ class GenerationRequest:
     class_rank: int = 0
     deadline_ms: int | None = None
     traceparent: str = ""
+    tenant: str = ""  # whose share and rate it counts against
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,3 +79,4 @@ class Finished:
     prompt_tokens: int
     completion_tokens: int
     report: RequestReport
+    retry_after_s: float | None = None  # when it may be worth trying again
