@@ -130,7 +130,7 @@ def test_what_a_worker_killed_in_the_middle_had_goes_on_elsewhere_and_it_is_repl
         if role == "decode":
             # The first token comes from prefill, the others from decode.
             while len(token_ids) < 3:
-                token_ids.extend(next(stream).delta.token_ids)
+                token_ids.extend(next(iter(stream)).delta.token_ids)
         victim = next(worker for worker in cluster.workers() if worker.role == role)
         os.kill(victim.pid, signal.SIGKILL)
         for response in stream:
