@@ -41,6 +41,33 @@ class Client:
         except grpc.RpcError as error:
             self._raise(error)
 
+    def explain(self, request_id: str) -> admin_pb2.ExplainResponse | None:
+        """The story of a request, or of the last that ended; None when the router knows none."""
+        request = admin_pb2.ExplainRequest(request_id=request_id)
+        try:
+            return self._admin.Explain(request, timeout=_CALL_TIMEOUT_S)
+        except grpc.RpcError as error:
+            if cast(grpc.Call, error).code() is grpc.StatusCode.NOT_FOUND:
+                return None
+            self._raise(error)
+
+    def drain(self, worker_id: str, resume: bool = False) -> Iterator[admin_pb2.DrainProgress]:
+        """Empty a worker; ends when it is safe to delete, or at once with `resume`."""
+        call = self._admin.Drain(admin_pb2.DrainRequest(worker_id=worker_id, resume=resume))
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            self._raise(error)
+        finally:
+            call.cancel()  # type: ignore[no-untyped-call]
+
+    def flip(self, worker_id: str, role: str) -> admin_pb2.FlipResponse:
+        """Have a worker take a role; waits until it has, or has said why not."""
+        try:
+            return self._admin.Flip(admin_pb2.FlipRequest(worker_id=worker_id, role=role))
+        except grpc.RpcError as error:
+            self._raise(error)
+
     def generate(
         self, request: inference_pb2.GenerateRequest
     ) -> Iterator[inference_pb2.GenerateResponse]:

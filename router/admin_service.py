@@ -10,7 +10,7 @@ from router.core.explain import Explanation
 from router.core.placement import Candidate
 from router.core.request import Decision
 from router.dispatcher import Dispatcher
-from router.errors import RequestError
+from router.errors import refusal
 from router.grpc_services import Context, telling, texts_of
 from router.orders import drain, flip
 from router.status import status_message
@@ -57,11 +57,13 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             self._access.tenant(texts_of(context).get("authorization"), context.peer())
             explanation = self._dispatcher.explain(request.request_id)
             if explanation is None:
-                raise RequestError(
-                    common_pb2.REASON_UNKNOWN_REQUEST,
-                    f"request_id: {request.request_id!r} is not known here; it may have ended long "
-                    "ago, or have run on another router",
+                raise refusal(
                     "request_id",
+                    f"{request.request_id!r} is not known here; it may have ended long ago, or "
+                    "have run on another router"
+                    if request.request_id
+                    else "none has ended on this router",
+                    common_pb2.REASON_UNKNOWN_REQUEST,
                 )
             return _explained(explanation)
 

@@ -11,14 +11,17 @@ from orchestrator.cli.bench import bench
 from orchestrator.cli.calibrate import calibrate
 from orchestrator.cli.demo import demo
 from orchestrator.cli.down import down
+from orchestrator.cli.drain import drain
 from orchestrator.cli.failures import debug as debug_setting
 from orchestrator.cli.failures import reported
+from orchestrator.cli.flip import flip
 from orchestrator.cli.generate import generate
 from orchestrator.cli.operator import operator
 from orchestrator.cli.plan import plan
 from orchestrator.cli.simulate import simulate
 from orchestrator.cli.status import status
 from orchestrator.cli.up import up
+from orchestrator.cli.why import why
 
 app = typer.Typer(
     name="tandem",
@@ -49,7 +52,20 @@ def _root(
     debug_setting.set(debug)
 
 
-for _command in (up, down, status, generate, batch, demo, plan, simulate, calibrate):
+for _command in (
+    up,
+    down,
+    status,
+    why,
+    drain,
+    flip,
+    generate,
+    batch,
+    demo,
+    plan,
+    simulate,
+    calibrate,
+):
     app.command()(reported(_command))
 app.add_typer(bench)
 app.add_typer(operator)

@@ -40,6 +40,7 @@ def status(
         f"{answer.model} at {endpoint}: {answer.running_requests} running, "
         f"{answer.queued_requests} queued"
     )
+    print(_matching_line(answer.matching))
     # A file or a pipe has no width to keep to.
     console = Console() if sys.stdout.isatty() else Console(width=_UNBOUNDED)
     console.print(_table(answer))
@@ -50,6 +51,7 @@ def _as_dict(endpoint: str, answer: admin_pb2.GetStatusResponse) -> dict[str, ob
         "grpc": endpoint,
         "model": answer.model,
         "queued_requests": answer.queued_requests,
+        "matching": _matching_as_dict(answer.matching),
         "running_requests": answer.running_requests,
         "workers": [
             {
@@ -66,10 +68,44 @@ def _as_dict(endpoint: str, answer: admin_pb2.GetStatusResponse) -> dict[str, ob
                 "uptime_s": round(worker.uptime_s, 3),
                 "pid": worker.pid,
                 "layout": worker.layout,
+                "duty": worker.duty,
+                "breaker": worker.breaker,
             }
             for worker in answer.workers
         ],
     }
+
+
+def _matching_as_dict(matching: admin_pb2.Matching) -> dict[str, object]:
+    known = matching.HasField("matched_ratio")
+    return {
+        "seconds": round(matching.seconds, 3),
+        "matched_ratio": round(matching.matched_ratio, 4) if known else None,
+        "prefill_idle_share": round(matching.prefill_idle_share, 4),
+        "decode_idle_share": round(matching.decode_idle_share, 4),
+        "waited_s": {name: round(s, 3) for name, s in sorted(matching.waited_s.items())},
+    }
+
+
+def _matching_line(matching: admin_pb2.Matching) -> str:
+    """One line: how the rates of the pools match, of the last minute."""
+    ratio = "-"
+    if matching.HasField("matched_ratio"):
+        ratio = f"{matching.matched_ratio:.2f}"
+    waits = ", ".join(f"{name} {s:.1f} s" for name, s in sorted(matching.waited_s.items()) if s)
+    return (
+        f"matched {ratio}, idle: prefill {matching.prefill_idle_share:.0%}, "
+        f"decode {matching.decode_idle_share:.0%}, over {matching.seconds:.0f} s"
+        + (f"; the queue waited for {waits}" if waits else "")
+    )
+
+
+def _state(worker: admin_pb2.WorkerStatus) -> str:
+    if not worker.connected:
+        return "connecting"
+    if worker.breaker != "closed":
+        return f"left alone ({worker.breaker})"
+    return "ready" if worker.duty == "serving" else worker.duty.replace("_", " ")
 
 
 def _table(answer: admin_pb2.GetStatusResponse) -> Table:
@@ -85,7 +121,7 @@ def _table(answer: admin_pb2.GetStatusResponse) -> Table:
             worker.worker_id,
             worker.role,
             worker.address,
-            "ready" if worker.connected else "connecting",
+            _state(worker),
             str(worker.running_requests),
             str(worker.request_slots),
             str(worker.free_tokens),

@@ -38,6 +38,14 @@ class RunRecord:
         return self.local or self.grpc
 
     @property
+    def routers(self) -> list[str]:
+        """The addresses of all routers for commands on this machine, as far as they are known."""
+        if not self.local:
+            return [self.grpc]
+        first = Path(self.local.removeprefix("unix:"))
+        return [f"unix:{path}" for path in sorted(first.parent.glob("router-*.sock"))]
+
+    @property
     def alive(self) -> bool:
         """Whether the process that wrote this record is still running."""
         try:

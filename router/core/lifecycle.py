@@ -79,7 +79,10 @@ class Lifecycle:
         return self.book.match.report()
 
     def explain(self, request_id: str) -> Explanation | None:
-        """The story of a live request or of one that ended not too many requests ago."""
+        """The story of a live request or of one that ended not too many requests ago; without an
+        id, of the last that ended."""
+        if not request_id:
+            return explain(self.book.history[-1]) if self.book.history else None
         request = self.requests.get(request_id) or next(
             (old for old in reversed(self.book.history) if old.request_id == request_id), None
         )

@@ -49,6 +49,7 @@ class ExplainRequest(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    """empty: the last one that ended"""
     def __init__(
         self,
         *,

@@ -22,7 +22,18 @@ def no_clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("command", [["status"], ["generate", "x"], ["down"], ["status", "--json"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["status"],
+        ["generate", "x"],
+        ["down"],
+        ["status", "--json"],
+        ["why"],
+        ["drain", "decode-1"],
+        ["flip", "decode-1", "prefill"],
+    ],
+)
 def test_without_a_cluster_the_next_command_is_suggested(command: list[str]) -> None:
     result = _RUNNER.invoke(app, command)
     assert result.exit_code == 1
