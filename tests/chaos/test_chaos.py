@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from router.core.event_log import replay
 from tests.chaos.faults import Chaos
 from tests.chaos.load import load, requests, summary
-from tests.chaos.rig import Rig, running_rig
+from tests.chaos.replayed import replayed
+from tests.chaos.rig import running_rig
 from tests.chaos.simulated import (
     VOCAB,
     balanced,
@@ -48,17 +48,7 @@ async def _chaos(folder: Path, seed: int, seconds: float, per_s: float) -> None:
             await router.status_when(
                 lambda status: balanced(status, sum(counts.values()), len(rig.routers))
             )
-        await _replayed(rig)
-
-
-async def _replayed(rig: Rig) -> None:
-    """What the routers did comes out again, and holds all that must be true after each event."""
-    for router in rig.routers:
-        await router.stop()
-        with router.log.open() as lines:
-            steps = [step.same for step in replay(lines, validate=True)]
-        assert len(steps) > 100
-        assert all(steps), f"{steps.count(False)} of {len(steps)} events came out otherwise"
+        assert await replayed(rig.routers) > 0, "no answer had to go on elsewhere"
 
 
 @pytest.mark.parametrize("seed", [1])
