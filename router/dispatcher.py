@@ -49,6 +49,7 @@ from router.core.instructions import (
     SendReserve,
 )
 from router.core.lifecycle import Lifecycle
+from router.core.matching import MatchReport
 from router.core.policy import ClassPolicy, Policy, TenantPolicy
 from router.core.prefixes import PrefixKeys
 from router.core.reasons import WELL, reason_name
@@ -262,6 +263,11 @@ class Dispatcher:
         """What happened to a request, while it runs and for some time after."""
         return self._lifecycle.explain(request_id)
 
+    @property
+    def match(self) -> MatchReport:
+        """How well prefill, link and decode have matched so far."""
+        return self._lifecycle.match
+
     def worker(self, worker_id: str) -> WorkerView | None:
         """What is known of a connected worker."""
         return self._lifecycle.fleet.get(worker_id)
@@ -294,7 +300,7 @@ class Dispatcher:
             model=self._config.model_name,
             queued_requests=queued,
             running_requests=len(self._lifecycle.requests) - queued,
-            matching=self._matching.recent(self._lifecycle.match),
+            matching=self._matching.recent(self.match),
             workers=tuple(
                 WorkerState(
                     record=record,
@@ -308,8 +314,8 @@ class Dispatcher:
 
     async def metrics_text(self) -> str:
         """Everything that is counted, in Prometheus' format."""
-        match = self._lifecycle.match
-        return self.metrics.text(await self.status(), match, self._intake.load, self._intake.hold_s)
+        status = await self.status()
+        return self.metrics.text(status, self.match, self._intake.load, self._intake.hold_s)
 
     def _admit(self, request: GenerationRequest, content: bytes) -> _Running:
         request_id = request.request_id

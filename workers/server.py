@@ -57,6 +57,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         self._credits: Credits | None = None
         self._cache = CacheMirror()
         self._drained = False
+        self._emptied = asyncio.Event()
         self._config: WorkerConfig | None = None
         self._flipped: Callable[[WorkerConfig], None] | None = None
         self._load: Load | None = None
@@ -187,8 +188,16 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                 session.add(event)
         if events.drained:
             self._drained = True
+            self._emptied.set()
             for every in self._sessions.values():
                 every.add_drained()
+
+    async def drain(self) -> None:
+        """Take no more work, from any router, and wait until nothing is held or leased."""
+        assert self._engine is not None
+        self._emptied.clear()
+        self._engine.post(Drain())
+        await self._emptied.wait()
 
     def _share_credits(self) -> None:
         """Grant each router its part of what is free."""
@@ -297,6 +306,25 @@ class WorkerServer:
         await self.wait_failed()
         self._stopping.set()
         await self._grpc.stop(None)
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Finish what routers have given to this worker and take no more; the sessions stay.
+
+        False when that takes longer than `timeout_s`. Nothing to do before a start that succeeded
+        or after a failure.
+        """
+        if self._record is None or self._engine is None or self._engine.failure is not None:
+            return True
+        emptied = asyncio.ensure_future(self._service.drain())
+        failed = asyncio.ensure_future(self.wait_failed())
+        try:
+            done, _ = await asyncio.wait(
+                (emptied, failed), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            return bool(done)
+        finally:
+            emptied.cancel()
+            failed.cancel()
 
     async def stop(self, grace_s: float = 1.0) -> None:
         """Withdraw, end the sessions and free everything; safe after a start that failed."""

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import UserError
-from orchestrator.runtime.replica import FAILURE_SUFFIX, STOP_GRACE_S, WorkerReplica
+from orchestrator.runtime.replica import FAILURE_SUFFIX, WorkerReplica, shutdown_timeout_s
 from orchestrator.runtime.worker_configs import worker_config
 from orchestrator.spec import ClusterSpec
 from workers.registry import Role
 
 HEALTH_PERIOD_S = 2.0
 HEALTH_TIMEOUT_S = 30.0  # one engine step of a large model may take long
+DRAIN_S = 600.0  # a worker that stops finishes its requests first; with no router it has none
 _ROLES: tuple[Role, ...] = ("prefill", "decode")
 
 
@@ -68,7 +69,7 @@ class Pools:
                 health_check_period_s=HEALTH_PERIOD_S,
                 health_check_timeout_s=HEALTH_TIMEOUT_S,
                 graceful_shutdown_wait_loop_s=0.1,
-                graceful_shutdown_timeout_s=STOP_GRACE_S + 5.0,
+                graceful_shutdown_timeout_s=shutdown_timeout_s(DRAIN_S),
                 logging_config=serve_logs,
             )
             config = worker_config(spec, role, store_url, cluster)
@@ -76,7 +77,7 @@ class Pools:
             if pool.layout.ranks > 1:
                 bundle: dict[str, float] = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
                 deployment = deployment.options(placement_group_bundles=[bundle])
-            application = deployment.bind(config.to_json(), str(self._log_dir))
+            application = deployment.bind(config.to_json(), str(self._log_dir), DRAIN_S)
             targets.append(serve.RunTarget(target=application, name=role, route_prefix=None))
         serve.run_many(
             targets,

@@ -1,7 +1,8 @@
 """What runs inside one Ray Serve replica: one worker, for as long as the replica lives.
 
 Ray Serve starts it, asks after its health, replaces it and stops it; requests never pass through
-here, they reach the worker's own gRPC port.
+here, they reach the worker's own gRPC port. So Serve cannot wait for them when it stops a replica:
+the replica does, before it lets go of the worker.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ if TYPE_CHECKING:
     from workers.server import WorkerServer
 
 FAILURE_SUFFIX = ".failed"
-STOP_GRACE_S = 2.0
+_STOP_GRACE_S = 2.0
+# What a stop takes besides the drain: sessions, directory, the engine's memory.
+_STOP_MARGIN_S = 8.0
+
+
+def shutdown_timeout_s(drain_s: float) -> float:
+    """What Ray Serve must give a replica that may drain for so long before it kills it."""
+    return drain_s + _STOP_MARGIN_S
 
 
 class WorkerReplica:
@@ -26,7 +34,11 @@ class WorkerReplica:
 
     _server: WorkerServer | None = None
 
-    async def __init__(self, config_json: str, log_dir: str) -> None:  # type: ignore[misc]
+    async def __init__(  # type: ignore[misc]
+        self, config_json: str, log_dir: str, drain_s: float
+    ) -> None:
+        """`drain_s`: how long a stop waits for the requests that run here."""
+        self._drain_s = drain_s
         # Serve builds a replacement with the same arguments: the id must be this start's own.
         given = WorkerConfig.from_json(config_json)
         config = dataclasses.replace(given, worker_id=new_worker_id(given.role))
@@ -53,7 +65,12 @@ class WorkerReplica:
     async def __del__(self) -> None:  # Serve awaits it before it ends the process
         if self._server is not None:
             server, self._server = self._server, None
-            await server.stop(STOP_GRACE_S)
+            if not await server.drain(self._drain_s):
+                logging.getLogger(__name__).warning(
+                    "requests were still running after %.0f s: routers go on with them elsewhere",
+                    self._drain_s,
+                )
+            await server.stop(_STOP_GRACE_S)
 
 
 def _log_to(path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.runtime.pools import HEALTH_PERIOD_S, HEALTH_TIMEOUT_S
-from orchestrator.runtime.replica import STOP_GRACE_S, WorkerReplica
+from orchestrator.runtime.replica import WorkerReplica, shutdown_timeout_s
 from orchestrator.runtime.worker_configs import worker_config
 from orchestrator.spec.loading import find_model, validated
 from workers.config import WorkerConfig
@@ -22,14 +22,15 @@ if TYPE_CHECKING:
     from ray.serve import Application
 
 _LOG_DIR = "/tmp/tandem"  # noqa: S108 - the only place that a pod may write to
-_STOP_MARGIN_S = 5.0
 
 
 class NodeReplica(WorkerReplica):
     """A worker that other machines reach at its node's address."""
 
-    async def __init__(self, config_json: str, log_dir: str) -> None:  # type: ignore[misc]
-        await super().__init__(_for_this_node(config_json, log_dir), log_dir)
+    async def __init__(  # type: ignore[misc]
+        self, config_json: str, log_dir: str, drain_s: float
+    ) -> None:
+        await super().__init__(_for_this_node(config_json, log_dir), log_dir, drain_s)
 
 
 def _for_this_node(config_json: str, log_dir: str) -> str:
@@ -58,6 +59,7 @@ def pool(args: Mapping[str, object]) -> Application:
     path = str(find_model(spec.model.path, Path.cwd()))
     spec = spec.model_copy(update={"model": spec.model.model_copy(update={"path": path})})
     resources = (spec.prefill if role == "prefill" else spec.decode).resources
+    drain_s = float(spec.kubernetes.drain_timeout_s)
     deploy = serve.deployment(
         name=role,
         ray_actor_options={
@@ -68,10 +70,10 @@ def pool(args: Mapping[str, object]) -> Application:
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,
         graceful_shutdown_wait_loop_s=0.1,
-        graceful_shutdown_timeout_s=STOP_GRACE_S + _STOP_MARGIN_S,
+        graceful_shutdown_timeout_s=shutdown_timeout_s(drain_s),
     )
     config = worker_config(spec, role, str(args["store_url"]), str(args["cluster"]))
-    return deploy(NodeReplica).bind(config.to_json(), _LOG_DIR)
+    return deploy(NodeReplica).bind(config.to_json(), _LOG_DIR, drain_s)
 
 
 def _role(value: object) -> Role:

@@ -90,13 +90,13 @@ class Outcome:
         return ""
 
 
-async def ask(router: Router, wanted: Wanted, patience_s: float) -> Outcome:
-    """Send one request and read its answer."""
+async def ask(router: Router, wanted: Wanted, patience_s: float, again: bool = True) -> Outcome:
+    """Send one request and read its answer; `again` if the router is not there or asks for it."""
     outcome = Outcome(wanted)
     try:
         async with asyncio.timeout(patience_s):
             # As a client does that is told to come again.
-            while not await _answered(router, outcome):  # noqa: ASYNC110
+            while not await _answered(router, outcome) and again:  # noqa: ASYNC110
                 await asyncio.sleep(_AGAIN_S)
     except TimeoutError:
         outcome.error = f"no end within {patience_s:g} s, {len(outcome.token_ids)} tokens came"

@@ -124,6 +124,7 @@ class NixlAgent:
         self._peers: dict[str, None] = {}  # least recently written to first
         self._leaving: set[str] = set()  # peers to forget when their last write is released
         self._transfers: list[Transfer] = []
+        self._farewell_polls = 0  # until the endpoints of forgotten peers are down
 
     @property
     def metadata(self) -> bytes:
@@ -224,6 +225,7 @@ class NixlAgent:
 
     def notifications(self) -> list[Notification]:
         """What has come in since the last call, in order per sender. Also drives the network."""
+        self._farewell_polls = max(0, self._farewell_polls - 1)
         return [
             Notification(sender, payload)
             for sender, payloads in self._agent.get_new_notifs().items()
@@ -240,11 +242,10 @@ class NixlAgent:
         """Cancel what is under way, give the memory back and close the network devices."""
         for transfer in self._transfers:
             transfer.release()
-        for peer in list(self._peers):
-            self.forget(peer)
         while self._registered:
             self._agent.deregister_memory(self._registered.pop())
-        for _ in range(_FAREWELL_POLLS):
+        # Not a poll more: where a peer went away while it was being connected to, UCX aborts.
+        for _ in range(self._farewell_polls):
             self._agent.get_new_notifs()
         # Ports and shared memory go with the last reference.
         self._transfers.clear()
@@ -254,6 +255,7 @@ class NixlAgent:
         self._transfers = [t for t in self._transfers if not t.released]
         busy = {transfer.remote_name for transfer in self._transfers}
         for name in self._leaving - busy:
+            self._farewell_polls = _FAREWELL_POLLS
             try:
                 self._agent.remove_remote_agent(name)
             except _NIXL_ERRORS as error:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
+import aiohttp
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -211,7 +212,7 @@ async def test_a_running_request_id_is_refused_to_others_and_the_first_goes_on(
     assert (await retry.rest())[:2] == (await first.rest())[:2]
 
 
-async def test_a_full_queue_refuses(start_router: StartRouter) -> None:
+async def test_a_full_queue_refuses_and_says_when_to_come_again(start_router: StartRouter) -> None:
     router = await start_router(pause_after=5, request_slots=1, queue_limit=1)
     running = asyncio.create_task(collect(router, text_request()))
     await asyncio.wait_for(router.script.paused.wait(), TIMEOUT_S)
@@ -222,6 +223,15 @@ async def test_a_full_queue_refuses(start_router: StartRouter) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await collect(router, text_request())
     assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    metadata = error.value.trailing_metadata()
+    assert metadata is not None
+    assert int(str(metadata["retry-after"])) >= 1
+    async with (
+        aiohttp.ClientSession() as client,
+        client.post(f"{router.http}/v1/completions", json={"prompt": "x"}) as response,
+    ):
+        assert response.status == 429
+        assert int(response.headers["retry-after"]) >= 1
     router.script.go_on.set()
     assert len((await running)[1]) == len((await waiting)[1]) == 20
 
