@@ -13,6 +13,7 @@ import typer
 
 from orchestrator.cli.bench_helix import helix
 from orchestrator.cli.bench_router import router_command
+from orchestrator.cli.bench_simulator import simulator_command
 from orchestrator.cli.failures import reported
 from orchestrator.cli.terminal import note, print_json
 
@@ -121,3 +122,4 @@ bench.command()(reported(engine))
 bench.command()(reported(helix))
 bench.command()(reported(planner))
 bench.command(name="router")(reported(router_command(_progress)))
+bench.command(name="simulator")(reported(simulator_command(_progress)))
