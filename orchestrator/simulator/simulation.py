@@ -305,9 +305,7 @@ class Simulation:
     def _flip(self, worker: Worker, role: Role) -> None:
         before = worker.role
         if worker.flip(role, self._cluster.kinds[role]):
-            wanted = self._pools.wanted
-            wanted[before] -= 1
-            wanted[role] += 1
+            self._pools.flipped(before, role)
 
     def _set_tick(self) -> None:
         """Have a Tick come when the core waits for time to pass."""
@@ -328,7 +326,7 @@ class Simulation:
             self._agenda.now_s,
             queued,
             len(self._core.requests) - queued,
-            {role: pools.serving(role) for role in ROLES},
+            dict(pools.serving),
             {role: pools.starting[role] + pools.pending(role) for role in ROLES},
             match.since(self._observed),
         )
@@ -383,8 +381,8 @@ class Simulation:
                 queued=queued,
                 running=len(self._core.requests) - queued,
                 finished=self._ended,
-                prefill_serving=pools.serving("prefill"),
-                decode_serving=pools.serving("decode"),
+                prefill_serving=pools.serving["prefill"],
+                decode_serving=pools.serving["decode"],
                 starting=sum(pools.starting.values()),
                 pending=sum(pools.pending(role) for role in ROLES),
                 prefill_busy_share=prefill,
