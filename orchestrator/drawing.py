@@ -66,8 +66,8 @@ class LinearScale:
         return self.begin + share * (self.end - self.begin)
 
     def ticks(self) -> list[float]:
-        """Multiples of 1, 2 or 5 times a power of ten, about five of them."""
-        rough = (self.high - self.low) / 5.0
+        """Multiples of 1, 2 or 5 times a power of ten, three to seven of them."""
+        rough = (self.high - self.low) / 7.0
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(one for one in (1.0, 2.0, 5.0, 10.0) if one * power >= rough) * power
         first = math.ceil(self.low / step)

@@ -14,6 +14,7 @@ from orchestrator.cli.bench_placement import placement
 from orchestrator.cli.bench_planner import planner
 from orchestrator.cli.bench_progress import progress
 from orchestrator.cli.bench_router import router_command
+from orchestrator.cli.bench_simulator import simulator_command
 from orchestrator.cli.failures import reported
 from orchestrator.cli.terminal import print_json
 
@@ -92,3 +93,4 @@ bench.command()(reported(planner))
 bench.command(name="router")(reported(router_command(progress)))
 bench.command()(reported(placement))
 bench.command()(reported(handoff))
+bench.command(name="simulator")(reported(simulator_command(progress)))

@@ -16,6 +16,8 @@ from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrator.simulator.results import Results
+    from orchestrator.simulator.simulation import Watch
+    from router.core.policy import Policy
 
 
 def simulate(
@@ -73,6 +75,10 @@ def simulate(
         bool,
         typer.Option("--every-token", help="Step by step, as a check of the closed forms; slow."),
     ] = False,
+    event_log: Annotated[
+        Path | None,
+        typer.Option(help="Record what the core was told, for `python -m router.replay`."),
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write a report with plots.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -101,12 +107,17 @@ def simulate(
         requests = at_rate(requests, requests_per_s, seed)
     elif speedup != 1.0:
         requests = sped_up(requests, speedup)
+    if event_log is not None and prefix_cache and any(one.hash_ids for one in requests):
+        raise UsageError(
+            "--event-log: this trace names prefixes but has no tokens, from which a replay would "
+            "make the names",
+            "add --no-prefix-cache",
+        )
     moments = [] if scenario is None else read_scenario(scenario)
     settings = Settings(seed=seed, every_token=every_token)
-    simulation = Simulation(one, requests, moments, settings)
     began_s = time.perf_counter()
-    with _progress_bar(len(requests)) as advance:
-        outcome = simulation.run(advance)
+    with _progress_bar(len(requests)) as advance, _recording(event_log, one.policy) as watch:
+        outcome = Simulation(one, requests, moments, settings, watch=watch).run(advance)
     results = Results.of(one, outcome, len(requests), time.perf_counter() - began_s)
     if html is not None:
         _write_page(results, html, trace)
@@ -148,6 +159,22 @@ def _print(results: Results) -> None:
         style="dim",
         markup=False,
     )
+
+
+@contextlib.contextmanager
+def _recording(path: Path | None, policy: Policy) -> Iterator[Watch | None]:
+    """Writes the core's events as a live router does with `event_log`."""
+    if path is None:
+        yield None
+        return
+    from router.core.event_log import event_line, header_line
+
+    try:
+        with path.open("w", encoding="utf-8") as file:
+            file.write(header_line(policy, 1) + "\n")
+            yield lambda *seen: file.write(event_line(*seen) + "\n")
+    except OSError as error:
+        raise UsageError(f"--event-log {path}: cannot be written: {error}") from error
 
 
 @contextlib.contextmanager

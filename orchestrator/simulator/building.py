@@ -31,8 +31,10 @@ from workers.perf.precision import precision_named
 from workers.perf.speculation import acceptance_rate
 from workers.perf.step_times import StepTimes
 
-# Prompts that a planned prefill worker may hold at once: being read, or on their way.
+# Prompts that a planned prefill worker holds at most: being read, waiting, or on their way; each
+# with room for so many times the mean prompt.
 _PLANNED_PROMPTS = 64
+_PROMPT_ROOM = 2.0
 # A model without KV is limited by its slots alone.
 _ENDLESS_TOKENS = 1_000_000_000
 
@@ -96,6 +98,7 @@ class _Question(_Open):
     model: str
     hardware: str
     precision: str
+    isl_tokens: float = Field(gt=0)
     ttft_ms: float = Field(gt=0)
     itl_ms: float = Field(gt=0)
 
@@ -159,6 +162,11 @@ class Machines:
         memory = _Memory.of(phase, layout, drafts=draft_tokens > 0)
         if kv_tokens is None:
             kv_tokens = memory.room(slots)
+            if not kv_tokens:
+                raise UsageError(
+                    f"{phase.model.name} in {phase.precision.name} with {layout} leaves no room "
+                    f"for {slots} requests on {phase.hardware.name}"
+                )
         elif memory.room(slots) < kv_tokens:
             raise UsageError(
                 f"kv_tokens {kv_tokens} and max_requests {slots} do not fit into "
@@ -183,10 +191,18 @@ class Machines:
             cold_start_s=options.cold_start_s,
         )
 
+    def prompts_held(self, layout: Layout, least: int, prompt_tokens: float, drafts: int) -> int:
+        """How many prompts a prefill worker can hold, up to what is of use."""
+        memory = _Memory.of(self.phase, layout, drafts=drafts > 0)
+        count = max(_PLANNED_PROMPTS, least)
+        while count > least and memory.room(count) < count * _PROMPT_ROOM * prompt_tokens:
+            count -= 1
+        return count
+
 
 @dataclass(frozen=True, slots=True)
 class _Memory:
-    """What the state of requests takes of one worker, in bytes of its fullest device."""
+    """What the weights leave of a worker's fullest device, and what requests take of it."""
 
     free_bytes: float
     request_bytes: float
@@ -259,7 +275,9 @@ def _cluster_of_plan(plan: _PlanFile, machines: Machines) -> Cluster:
     kinds: dict[Role, WorkerKind] = {
         "prefill": machines.kind(
             best.prefill.layout.layout,
-            slots=max(_PLANNED_PROMPTS, batch),
+            slots=machines.prompts_held(
+                best.prefill.layout.layout, batch, asked.isl_tokens, drafts
+            ),
             step_tokens=options.step_tokens or best.chunk_tokens * batch,
             draft_tokens=drafts,
             acceptance_length=accepted,

@@ -37,10 +37,10 @@ class Pools:
         self._drain = drain
         self._numbers = {role: itertools.count() for role in ROLES}
         self.workers: dict[str, Worker] = {}
+        self.serving: dict[Role, int] = dict.fromkeys(ROLES, 0)  # those that drain included
         self.wanted: dict[Role, int] = {role: cluster.counts.get(role, 0) for role in ROLES}
         self.starting: dict[Role, int] = dict.fromkeys(ROLES, 0)
         self._pending: deque[Role] = deque()
-        self._starts: deque[tuple[float, Role]] = deque()
         self._due: dict[int, Role] = {}
         self._leaving: set[str] = set()
         self.gpus = cluster.gpus
@@ -53,10 +53,6 @@ class Pools:
         """Of all workers so far, their cold starts included."""
         self._count_gpus(0)
         return self._gpu_s / 3600.0
-
-    def serving(self, role: Role) -> int:
-        """Workers that a router can use, those that drain included."""
-        return sum(worker.role == role for worker in self.workers.values())
 
     def pending(self, role: Role) -> int:
         """Workers that wait for GPUs."""
@@ -106,8 +102,15 @@ class Pools:
         """A worker is gone; its GPUs are free."""
         worker = self.workers.pop(worker_id)
         self._leaving.discard(worker_id)
+        self.serving[worker.role] -= 1
         self._count_gpus(-worker.kind.gpus)
         return worker
+
+    def flipped(self, before: Role, role: Role) -> None:
+        """A worker took another role, and is wanted in it."""
+        for counts in (self.serving, self.wanted):
+            counts[before] -= 1
+            counts[role] += 1
 
     def drained(self, worker_id: str) -> bool:
         """A worker holds nothing; whether it was drained to go."""
@@ -134,6 +137,7 @@ class Pools:
     def _serve(self, role: Role) -> None:
         worker = self._make(f"{role}-{next(self._numbers[role])}", role)
         self.workers[worker.worker_id] = worker
+        self.serving[role] += 1
         self._joined(worker)
 
     def _count_gpus(self, more: int) -> None:

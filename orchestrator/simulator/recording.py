@@ -22,10 +22,10 @@ class RequestRows:
     total_ms: array[float] = field(default_factory=lambda: array("d"))
     queue_ms: array[float] = field(default_factory=lambda: array("d"))
     tokens: array[int] = field(default_factory=lambda: array("l"))
+    local: array[int] = field(default_factory=lambda: array("b"))  # read where it was decoded
     prompt_tokens: int = 0
     cached_tokens: int = 0
     retries: int = 0
-    handed_off: int = 0
     failures: Counter[str] = field(default_factory=Counter)
 
     def add(self, number: int, class_rank: int, finish: Finish) -> None:
@@ -44,7 +44,7 @@ class RequestRows:
         self.tokens.append(report.completion_tokens)
         self.prompt_tokens += report.prompt_tokens
         self.cached_tokens += report.cached_tokens
-        self.handed_off += report.handoff is not None
+        self.local.append(report.handoff is None)
 
 
 @dataclass(frozen=True, slots=True)

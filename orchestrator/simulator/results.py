@@ -112,7 +112,7 @@ class Results:
             "prefill_idle_share": match.prefill_idle_share,
             "decode_idle_share": match.decode_idle_share,
             "waited_s": match.waited_s,
-            "handed_off": rows.handed_off,
+            "handed_off": self.finished - sum(rows.local),
             "prefix_hit_share": rows.cached_tokens / max(rows.prompt_tokens, 1),
             "timeline": [asdict(sample) for sample in outcome.samples],
             "simulated": {

@@ -11,10 +11,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 from orchestrator.simulator.agenda import Agenda
 from orchestrator.simulator.cluster import Cluster
 from orchestrator.simulator.counts import CountPolicy, Observation, fixed_counts
+from orchestrator.simulator.garbage import rare_collections
 from orchestrator.simulator.jobs import Job
 from orchestrator.simulator.links import Flow
 from orchestrator.simulator.pools import ROLES, Pools
@@ -50,6 +52,8 @@ from router.core.matching import MatchReport
 from router.core.prefixes import PrefixKeys
 
 _VERSION = "simulated"
+
+Watch: TypeAlias = Callable[[Event, float, Sequence[Instruction]], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +97,11 @@ class Simulation:
         scenario: Sequence[Moment] = (),
         settings: Settings | None = None,
         counts: CountPolicy = fixed_counts,
+        watch: Watch | None = None,
     ) -> None:
+        """`watch` is given each event of the core with its time and what came of it."""
         self._cluster = cluster
+        self._watch = watch
         self._trace = trace
         self._settings = settings or Settings()
         self._counts = counts
@@ -134,15 +141,8 @@ class Simulation:
         agenda.at(self._settings.period_s, self._look)
         if self._scenario:
             agenda.at(self._scenario[0].at_s, self._happen)
-        told = 0
-        while self._ended < len(self._trace):
-            if not agenda.advance():
-                raise RuntimeError("nothing will happen any more, but requests have not ended")
-            if self._inbox:
-                self._drain_inbox()
-            if self._ended - told >= 1000:
-                told = self._ended
-                progress(told)
+        with rare_collections():
+            self._run_to_end(progress)
         self._take_sample()
         progress(self._ended)
         return Outcome(
@@ -154,13 +154,27 @@ class Simulation:
             self._events,
         )
 
+    def _run_to_end(self, progress: Callable[[int], object]) -> None:
+        told, all_of_them = 0, len(self._trace)
+        while self._ended < all_of_them:
+            if not self._agenda.advance():
+                raise RuntimeError("nothing will happen any more, but requests have not ended")
+            if self._inbox:
+                self._drain_inbox()
+            if self._ended - told >= 1000:
+                told = self._ended
+                progress(told)
+
     def _drain_inbox(self) -> None:
         """Have the core take what was said, and do what it asks for, until nothing is left."""
         inbox, handle, now_s = self._inbox, self._core.handle, self._agenda.now_s
         while inbox:
             event = inbox.popleft()
             self._events += 1
-            for instruction in handle(event, now_s):
+            instructions = handle(event, now_s)
+            if self._watch is not None:
+                self._watch(event, now_s, instructions)
+            for instruction in instructions:
                 self._execute(instruction)
             if type(event) is Drained and self._pools.drained(event.worker_id):
                 self._gone(event.worker_id, "it was drained to go")
@@ -168,32 +182,37 @@ class Simulation:
             self._set_tick()
 
     def _execute(self, instruction: Instruction) -> None:
-        workers = self._pools.workers
+        if isinstance(instruction, Deliver):
+            return
+        if isinstance(instruction, Finish):
+            self._finish(instruction)
+            return
+        worker = self._pools.workers.get(instruction.worker_id)
+        if worker is None:
+            return  # it died at this very moment; the core hears of it next
         match instruction:
-            case Deliver():
-                pass
             case SendReserve():
-                worker = workers[instruction.worker_id]
                 self._decoders[instruction.handle] = worker
                 worker.reserve(self._job(instruction, hands_off=False, reads=False))
             case SendPrefill():
-                worker = workers[instruction.worker_id]
                 hands_off = instruction.ticket is not None
                 worker.prefill(self._job(instruction, hands_off=hands_off, reads=True))
-            case Finish():
-                number = int(instruction.request_id)
-                rank = self._ranks.get(self._trace[number].class_name, 0)
-                self._rows.add(number, rank, instruction)
-                self._ended += 1
-                self._last_end_s = self._agenda.now_s
             case SendCancel():
-                workers[instruction.worker_id].cancel(instruction.handle, instruction.reason)
+                self._decoders.pop(instruction.handle, None)
+                worker.cancel(instruction.handle, instruction.reason)
             case SendDrain():
-                workers[instruction.worker_id].drain(instruction.resume)
+                worker.drain(instruction.resume)
             case SendFlip():
-                self._flip(workers[instruction.worker_id], instruction.role)
+                self._flip(worker, instruction.role)
             case SendRenew():
                 pass  # reservations are for ever here
+
+    def _finish(self, finish: Finish) -> None:
+        number = int(finish.request_id)
+        rank = self._ranks.get(self._trace[number].class_name, 0)
+        self._rows.add(number, rank, finish)
+        self._ended += 1
+        self._last_end_s = self._agenda.now_s
 
     def _job(self, order: SendReserve | SendPrefill, *, hands_off: bool, reads: bool) -> Job:
         """What an instruction asks of a worker."""
@@ -286,9 +305,7 @@ class Simulation:
     def _flip(self, worker: Worker, role: Role) -> None:
         before = worker.role
         if worker.flip(role, self._cluster.kinds[role]):
-            wanted = self._pools.wanted
-            wanted[before] -= 1
-            wanted[role] += 1
+            self._pools.flipped(before, role)
 
     def _set_tick(self) -> None:
         """Have a Tick come when the core waits for time to pass."""
@@ -309,7 +326,7 @@ class Simulation:
             self._agenda.now_s,
             queued,
             len(self._core.requests) - queued,
-            {role: pools.serving(role) for role in ROLES},
+            dict(pools.serving),
             {role: pools.starting[role] + pools.pending(role) for role in ROLES},
             match.since(self._observed),
         )
@@ -364,8 +381,8 @@ class Simulation:
                 queued=queued,
                 running=len(self._core.requests) - queued,
                 finished=self._ended,
-                prefill_serving=pools.serving("prefill"),
-                decode_serving=pools.serving("decode"),
+                prefill_serving=pools.serving["prefill"],
+                decode_serving=pools.serving["decode"],
                 starting=sum(pools.starting.values()),
                 pending=sum(pools.pending(role) for role in ROLES),
                 prefill_busy_share=prefill,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from hashlib import blake2b
@@ -115,7 +116,7 @@ def _encode(value: object) -> object:
             return {"prefix": list(value.token_ids), "block_tokens": value.block_tokens}
         case TokenLogprob():
             return {"logprob": value.logprob, "top": value.top}
-        case list() | tuple():
+        case list() | tuple() | array():
             return [_encode(item) for item in value]
     if is_dataclass(value):
         return {field.name: _encode(getattr(value, field.name)) for field in fields(value)}

@@ -13,14 +13,9 @@ from orchestrator.simulator.linear_times import LinearStepTimes
 from orchestrator.simulator.worker import Surroundings, Worker
 from protos.tandem.v1 import common_pb2
 from router.core.events import CreditsChanged, Drained, Ended, Event, TokensArrived
-from tests.unit.engine.simulated.workers_on_virtual_time import VOCAB
+from tests.unit.engine.simulated.workers_on_virtual_time import TIMES, VirtualWorkers, item
 from tests.unit.simulator.clusters import kind
-from workers.engine.commands import Prefill, Sampling, WorkItem
-from workers.engine.simulated.engine import Identity, Limits, SimulatedEngine
-from workers.engine.simulated.prefixes import Prefixes
-from workers.engine.simulated.times import LinearTimes
-
-TIMES = LinearTimes(step_ms=2.0, prompt_token_us=90.0, row_us=130.0, context_token_us=0.7)
+from workers.engine.commands import Prefill
 
 _Event = TypeVar("_Event")
 
@@ -57,41 +52,26 @@ class Alone:
 
 def engine_ends(requests: list[tuple[float, int, int]], step_tokens: int) -> dict[int, float]:
     """When the engine itself ends each request; it makes every token of every step."""
-    now = [0.0]
-    engine = SimulatedEngine(
-        Identity("w", "f", 0, "w"),
-        Limits(99, 1_000_000, step_tokens, VOCAB, 60.0),
-        TIMES,
-        Prefixes(8, 8, 0),
-        lambda address, data: None,
-        lambda: now[0],
-        random.Random(0),
-    )
-    ends: dict[int, float] = {}
-    coming = list(enumerate(requests))
-    engine.step()
-    while coming or len(ends) < len(requests):
-        idle_s = engine.idle_s
-        due_s = float("inf") if idle_s is None else now[0] + idle_s
-        if coming and coming[0][1][0] <= due_s:
-            key, (at_s, prompt, answer) = coming.pop(0)
-            now[0] = at_s
-            # Different prompts, and greedy tokens that are never a stop token.
-            item = WorkItem(key, str(key), Sampling(answer), prompt)
-            engine.handle(Prefill(item, (key,) * prompt, None))
-        else:
-            now[0] = due_s + 1e-12  # so that rounding does not leave it just before
-        for end in engine.step().ended:
-            ends[end.key] = now[0]
-    return ends
+    live = VirtualWorkers(max_requests=99, kv_tokens=1_000_000, step_tokens=step_tokens)
+    live.step("only")
+    for key, (at_s, prompt, answer) in enumerate(requests):
+        live.run(at_s)
+        live.now_s = 100.0 + at_s
+        # Prompts of different tokens, so that no prefix of one is cached for another.
+        command = Prefill(item(key, prompt, max_tokens=answer), (key,) * prompt, None)
+        live.tell("only", command)
+    live.run()
+    times = live.seen["only"].token_times_s
+    assert all(len(times[key]) == answer for key, (_, _, answer) in enumerate(requests))
+    return {key: made[-1] - 100.0 for key, made in times.items()}
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_requests_end_when_the_simulated_engine_ends_them(seed: int) -> None:
     rng, now_s, requests = random.Random(seed), 0.0, []
     for _ in range(40):
-        now_s += rng.expovariate(12.0)
-        requests.append((now_s, rng.randint(1, 700), rng.randint(1, 90)))
+        now_s += rng.expovariate(8.0)
+        requests.append((now_s, rng.randint(1, 400), rng.randint(1, 90)))
     alone = Alone(max_requests=98, kv_tokens=1_000_000, step_tokens=256)
     for handle, (at_s, prompt, answer) in enumerate(requests):
         alone.run(at_s)
@@ -113,8 +93,7 @@ def test_an_answer_is_told_at_its_first_token_and_at_its_end() -> None:
 def test_a_worker_that_dies_has_told_of_every_token_that_it_made() -> None:
     alone = Alone()
     alone.prefill(1, 30, 100)
-    step_s = 2e-3 + 130e-6 + 0.7e-6 * 31
-    first_s = 2e-3 + 30 * 90e-6
+    first_s, step_s = TIMES.step_s(30, 0, 0), TIMES.step_s(0, 1, 31)
     alone.run(first_s + 10.5 * step_s)
     alone.worker.die()
     assert sum(sum(event.counts) for event in alone.of(TokensArrived)) == 11
