@@ -53,7 +53,7 @@ async def _chaos(folder: Path, seed: int, seconds: float, per_s: float) -> None:
 
 @pytest.mark.parametrize("seed", [1])
 async def test_every_request_ends_right_whatever_breaks(tmp_path: Path, seed: int) -> None:
-    await _chaos(tmp_path, seed, seconds=20.0, per_s=12.0)
+    await _chaos(tmp_path, seed, seconds=14.0, per_s=12.0)
 
 
 @pytest.mark.full
