@@ -36,8 +36,9 @@ class Flow:
         "_left",
         "_rate",
         "_sealed",
+        "_since_s",
         "_version",
-        "began_s",
+        "busy_s",
         "sink",
         "source",
         "total_bytes",
@@ -51,12 +52,13 @@ class Flow:
         self._done = done
         self._left = 0.0
         self._rate = 0.0
-        self._as_of_s = self.began_s = agenda.now_s
+        self._as_of_s = self._since_s = agenda.now_s
         self._sealed = False
         self._version = 0
         self.source = source
         self.sink = sink
         self.total_bytes = 0.0
+        self.busy_s = 0.0  # while there was something to send
 
     def add(self, amount_bytes: float) -> None:
         """So much more can be sent from now on."""
@@ -66,7 +68,8 @@ class Flow:
             self._left += amount_bytes
             self._plan()
             return
-        self._left, self._as_of_s = amount_bytes, self._agenda.now_s
+        self._left = amount_bytes
+        self._as_of_s = self._since_s = self._agenda.now_s
         self.source.flows[self] = self.sink.flows[self] = None
         self._reshare()
 
@@ -85,6 +88,7 @@ class Flow:
     def _leave(self) -> None:
         if self in self.source.flows:
             del self.source.flows[self], self.sink.flows[self]
+            self.busy_s += self._agenda.now_s - self._since_s
             self._reshare()
 
     def _reshare(self) -> None:

@@ -75,6 +75,7 @@ class Worker:
         self._run: Run | None = None
         self._chunks: Chunks | None = None
         self._begun_s = 0.0
+        self._decode_s = 0.0  # of a step with chunks, what it would take without them
         self._version = 0
 
     @property
@@ -152,9 +153,11 @@ class Worker:
 
     def sent(self, job: Job) -> None:
         """The state of a prompt is where it belongs."""
-        assert job.flow is not None
-        self._link_bytes -= job.flow.total_bytes
-        self._words.handed_off(job, job.flow.total_bytes, self._agenda.now_s - job.flow.began_s)
+        flow = job.flow
+        assert flow is not None
+        self._link_bytes -= flow.total_bytes
+        seconds = flow.busy_s + self.kind.link_latency_s
+        self._words.handed_off(job, flow.total_bytes, seconds)
         self._forget(job)
         self._note_load()
 
@@ -267,8 +270,9 @@ class Worker:
         self._steps = 1
         context = self._batch.context_tokens
         seconds = kind.times.step_s(rows, context, chunks.tokens, chunks.mean_context)
-        decode_s = kind.times.step_s(rows, context) if rows else 0.0
-        self._words.meter.read(chunks.tokens, seconds - decode_s)
+        # As the native engine measures it, which reads chunks before it decodes.
+        self._decode_s = kind.times.step_s(rows, context) if rows else 0.0
+        self._words.meter.read(chunks.tokens, seconds - self._decode_s)
         return seconds
 
     def _due(self, version: int) -> None:
@@ -278,7 +282,7 @@ class Worker:
         batch, run, chunks = self._batch, self._run, self._chunks
         finished: list[Job] = []
         if batch.count:
-            steps, seconds = self._steps, self._agenda.now_s - self._begun_s
+            steps, seconds = self._steps, self._decode_s
             if run is not None:
                 seconds = run.first_s + run.slope_s * (steps - 1)
             self._words.meter.decoded(batch.count, round(batch.growth_tokens), seconds)

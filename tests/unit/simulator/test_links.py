@@ -77,6 +77,7 @@ def test_state_that_comes_in_pieces_waits_for_its_last_one() -> None:
     net.agenda.at(3.0, lambda _: flow.seal())
     assert net.run() == {"a": pytest.approx(3.5)}
     assert flow.total_bytes == 250.0
+    assert flow.busy_s == pytest.approx(2.5), "waiting for pieces is not sending"
 
 
 def test_a_stopped_transfer_never_arrives_and_gives_its_share_back() -> None:
