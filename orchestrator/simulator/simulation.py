@@ -16,7 +16,7 @@ from typing import TypeAlias
 from orchestrator.simulator.agenda import Agenda
 from orchestrator.simulator.cluster import Cluster
 from orchestrator.simulator.counts import CountPolicy, Observation, fixed_counts
-from orchestrator.simulator.garbage import rare_collections
+from orchestrator.simulator.garbage import Sweeper, swept_by_hand
 from orchestrator.simulator.jobs import Job
 from orchestrator.simulator.links import Flow
 from orchestrator.simulator.pools import ROLES, Pools
@@ -141,8 +141,8 @@ class Simulation:
         agenda.at(self._settings.period_s, self._look)
         if self._scenario:
             agenda.at(self._scenario[0].at_s, self._happen)
-        with rare_collections():
-            self._run_to_end(progress)
+        with swept_by_hand() as sweeper:
+            self._run_to_end(progress, sweeper)
         self._take_sample()
         progress(self._ended)
         return Outcome(
@@ -154,7 +154,7 @@ class Simulation:
             self._events,
         )
 
-    def _run_to_end(self, progress: Callable[[int], object]) -> None:
+    def _run_to_end(self, progress: Callable[[int], object], sweeper: Sweeper) -> None:
         told, all_of_them = 0, len(self._trace)
         while self._ended < all_of_them:
             if not self._agenda.advance():
@@ -164,6 +164,7 @@ class Simulation:
             if self._ended - told >= 1000:
                 told = self._ended
                 progress(told)
+                sweeper.note(told)
 
     def _drain_inbox(self) -> None:
         """Have the core take what was said, and do what it asks for, until nothing is left."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from orchestrator.simulator.building import Machines, Options
 from orchestrator.simulator.cluster import Cluster
-from orchestrator.simulator.garbage import rare_collections
+from orchestrator.simulator.garbage import swept_by_hand
 from orchestrator.simulator.simulation import Simulation
 from orchestrator.simulator.trace import TraceRequest
 from router.core.events import Event, Role
@@ -130,7 +130,7 @@ def core_seconds(cluster: Cluster, trace: list[TraceRequest]) -> float:
     Simulation(cluster, trace, watch=lambda event, now_s, _: events.append((event, now_s))).run()
     core = Lifecycle(cluster.policy)
     gc.collect()
-    with rare_collections():
+    with swept_by_hand():
         began_s = time.process_time()
         for event, now_s in events:
             core.handle(event, now_s)
