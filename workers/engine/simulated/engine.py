@@ -82,7 +82,8 @@ class _Step:
     """The step that runs: who takes part, and when it is over."""
 
     due_s: float
-    seconds: float
+    decode_s: float
+    read_s: float
     rows: list[Sequence]
     chunks: list[tuple[Sequence, int]]
 
@@ -316,15 +317,17 @@ class SimulatedEngine:
         reach = sum(tokens * (row.read_tokens + tokens / 2) for row, tokens in chunks)
         prompt_context = reach / read_tokens if read_tokens else 0.0
         seconds = self._times.step_s(read_tokens, len(rows), context_tokens, prompt_context)
-        self._running = _Step(begin_s + seconds, seconds, rows, chunks)
+        # Of a mixed step, what decoding alone would take counts as decoding, as natively.
+        decode_s = self._times.step_s(0, len(rows), context_tokens, 0.0) if rows else 0.0
+        self._running = _Step(begin_s + seconds, decode_s, seconds - decode_s, rows, chunks)
 
     def _finish(self, step: _Step) -> None:
         if step.rows:
-            self._load.decoded(len(step.rows), len(step.rows), step.seconds)
+            self._load.decoded(len(step.rows), len(step.rows), step.decode_s)
         for row in step.rows:
             if row.stage is Stage.DECODING:
                 self._make_token(row)
-        self._load.read(sum(tokens for _, tokens in step.chunks), step.seconds)
+        self._load.read(sum(tokens for _, tokens in step.chunks), step.read_s)
         for sequence, tokens in step.chunks:
             if sequence.stage is not Stage.READING:
                 continue
