@@ -69,8 +69,10 @@ class Phase:
             self.times_ms["loop_delay_ms"],
             strict=True,
         ):
-            known = taking is not None and sending is not None
-            added.append(taking + sending + 2 * (delay or 0.0) if known else None)  # type: ignore[operator]
+            if taking is None or sending is None:
+                added.append(None)
+            else:
+                added.append(taking + sending + 2 * (delay or 0.0))
         return added
 
 
