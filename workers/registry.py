@@ -26,6 +26,9 @@ Role = Literal["prefill", "decode"]
 _COMMAND_TIMEOUT_S = 5.0
 _RECONNECT_S = 0.2
 
+# Begins the message of a worker that goes on its own; the others name one that came.
+_WITHDRAWN = "withdrawn:"
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerRecord:
@@ -90,7 +93,7 @@ class WorkerDirectory:
     async def withdraw(self, worker_id: str) -> None:
         """Take a worker out at once."""
         await self._redis.delete(self._prefix + worker_id)
-        await self._redis.publish(self._channel, worker_id)
+        await self._redis.publish(self._channel, _WITHDRAWN + worker_id)
 
     async def snapshot(self) -> Snapshot:
         """All workers under lease: worker id -> (record, seconds left of the lease)."""
@@ -112,13 +115,16 @@ class WorkerDirectory:
     async def watch(self, poll_s: float = 0.5) -> AsyncIterator[Snapshot]:
         """Yield the workers now, and again whenever one comes, goes or changes its record.
 
+        A worker goes when it withdraws or when its lease, as last seen, has run out; that its
+        record is missing is not enough, for the store may have restarted empty between two looks.
         While the store is away the last snapshot stands: losing the directory is no reason to
         drop workers whose sessions are alive. A store that comes back may have lost everything, so
         for the length of a lease, in which the living register again, it takes no worker away.
         """
         known: dict[str, WorkerRecord] | None = None
+        believed_until_s: dict[str, float] = {}
         loop = asyncio.get_running_loop()
-        lease_s, believed_from_s = 0.0, 0.0
+        lease_s = 0.0
         while True:
             try:
                 async with self._redis.pubsub() as changes:
@@ -126,17 +132,23 @@ class WorkerDirectory:
                     while True:
                         workers = await self.snapshot()
                         lease_s = max([lease_s, *(left_s for _, left_s in workers.values())])
-                        if known is not None and loop.time() < believed_from_s:
-                            absent = known.keys() - workers.keys()
-                            workers.update({name: (known[name], 0.0) for name in absent})
+                        for name, (_, left_s) in workers.items():
+                            believed_until_s[name] = loop.time() + left_s
+                        for name, record in (known or {}).items():
+                            if name not in workers and loop.time() < believed_until_s[name]:
+                                workers[name] = (record, 0.0)
                         records = {name: record for name, (record, _) in workers.items()}
                         if records != known:
                             known = records
                             yield workers
-                        await changes.get_message(ignore_subscribe_messages=True, timeout=poll_s)
+                        message = await changes.get_message(
+                            ignore_subscribe_messages=True, timeout=poll_s
+                        )
+                        if message and str(message["data"]).startswith(_WITHDRAWN):
+                            believed_until_s[message["data"].removeprefix(_WITHDRAWN)] = 0.0
             except (RedisError, OSError):
                 await asyncio.sleep(_RECONNECT_S)
-                believed_from_s = loop.time() + lease_s
+                believed_until_s = dict.fromkeys(known or {}, loop.time() + lease_s)
 
     async def close(self) -> None:
         await self._redis.aclose()

