@@ -74,6 +74,8 @@ def nothing_left_behind() -> Iterator[None]:
         assert not alive, f"processes left behind: {names}"
     new_ports = _listening() - ports
     assert not new_ports, f"ports left open: {sorted(new_ports)}"
-    # Another program on this machine may have made one meanwhile.
+    # Another program on this machine may have made one meanwhile, and may have taken it away
+    # between the look at its maps and the verdict.
     new_segments = {name for name in _segments() - segments if not _used_by_others(name)}
+    new_segments &= _segments()
     assert not new_segments, f"shared memory left behind: {sorted(new_segments)}"
