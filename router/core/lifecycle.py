@@ -112,15 +112,14 @@ class Lifecycle:
         return book.out
 
     def _dispatch(self, event: Event) -> None:
+        # The most frequent first.
         match event:
             case TokensArrived():
                 self._attempts.on_tokens(event)
-            case CreditsChanged():
-                self._workforce.on_credits(event)
             case LoadChanged():
                 self._workforce.on_load(event)
-            case CacheChanged():
-                self._workforce.on_cache(event)
+            case CreditsChanged():
+                self._workforce.on_credits(event)
             case RequestArrived():
                 self._clients.on_request(event)
             case Reserved():
@@ -131,6 +130,8 @@ class Lifecycle:
                 self._attempts.on_state_arrived(event)
             case Ended():
                 self._attempts.on_ended(event)
+            case CacheChanged():
+                self._workforce.on_cache(event)
             case CancelRequested():
                 self._clients.on_cancel(event)
             case WorkerJoined():
