@@ -50,4 +50,5 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt \
 		--editable '.[$(EXTRAS)]'
+	$(BIN)/python -m router.compile
 	@touch $@

@@ -6,6 +6,7 @@ must get the same names from the same tokens. Pure, and importable without the r
 
 from __future__ import annotations
 
+import struct
 from array import array
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -14,6 +15,7 @@ _HASH_BYTES = 16
 # What crosses processes is 60 bits: enough for a hint, and the largest that takes 32 bytes as a
 # Python int, of which an index holds a million.
 _NAME_SHIFT = 4
+_HALVES = struct.Struct(">QQ")  # of a hash; the first one names it
 
 
 def chain_hashes(token_ids: Sequence[int], block_tokens: int) -> list[bytes]:
@@ -21,9 +23,13 @@ def chain_hashes(token_ids: Sequence[int], block_tokens: int) -> list[bytes]:
 
     A cryptographic hash, because a collision would answer one client from another's prompt.
     """
-    hashes = [b""]
-    for begin in range(0, len(token_ids) - block_tokens + 1, block_tokens):
-        hashes.append(extend(hashes[-1], token_ids[begin : begin + block_tokens]))
+    prompt = array("I", token_ids)
+    step = block_tokens * prompt.itemsize
+    data, chain = prompt.tobytes(), b""
+    hashes = [chain]
+    for end in range(step, len(data) + 1, step):
+        chain = blake2b(chain + data[end - step : end], digest_size=_HASH_BYTES).digest()
+        hashes.append(chain)
     return hashes
 
 
@@ -35,3 +41,10 @@ def extend(chain: bytes, token_ids: Sequence[int]) -> bytes:
 def name(chain: bytes) -> int:
     """A hash as messages carry it: 60 bits; 0 names the empty prefix."""
     return int.from_bytes(chain[:8], "big") >> _NAME_SHIFT
+
+
+def names(chains: Sequence[bytes]) -> list[int]:
+    """`name` of each of the hashes that `chain_hashes` gives, in one go."""
+    halves = _HALVES.iter_unpack(b"".join(chains))
+    empty = [0] if chains and not chains[0] else []
+    return empty + [half >> _NAME_SHIFT for half, _ in halves]

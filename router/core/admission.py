@@ -87,15 +87,15 @@ class AdmissionQueue:
     def cost_ahead(self, rank: int) -> tuple[float, float]:
         """(tokens waiting in a class, tokens waiting in all)."""
         own = self._classes.get(rank)
-        everything = sum(one.cost for one in self._classes.values())
-        everything += sum(request.cost for request in self._returned.values())
+        everything = sum((one.cost for one in self._classes.values()), 0.0)
+        everything += sum((request.cost for request in self._returned.values()), 0.0)
         return (0.0 if own is None else own.cost), everything
 
     def share(self, rank: int) -> float:
         """What a class gets of what leaves the queue while all that wait go on waiting."""
         weight = self._policy.of_class(rank).weight
         waiting = (one for other, one in self._classes.items() if other != rank and one.cost > 0)
-        others = sum(one.weight for one in waiting)
+        others = sum((one.weight for one in waiting), 0.0)
         return weight / (weight + others)
 
     def head(self) -> Request | None:

@@ -91,11 +91,12 @@ def _check_accounts(book: Book) -> None:
 
 def _check_sums(book: Book) -> None:
     fleet = book.fleet
-    for place, sums in ((0, fleet.busy), (1, fleet.capacity)):
-        for role in ("prefill", "decode"):
-            total = sum(view.shares[place] for view in fleet.all() if view.role == role)
-            assert abs(sums[role] - total) < 1e-6, f"the sums of {role} drifted"
-    assert abs(fleet.link_bytes - sum(view.shares[2] for view in fleet.all())) < 1.0
+    for role in ("prefill", "decode"):
+        sums, pool = fleet.sums(role), list(fleet.of_role(role))
+        busy, capacity = sum(view.busy for view in pool), sum(view.capacity for view in pool)
+        assert abs(sums.busy - busy) < 1e-6, f"the sums of {role} drifted"
+        assert abs(sums.capacity - capacity) < 1e-6, f"the sums of {role} drifted"
+    assert abs(fleet.link_bytes - sum(view.sent_bytes for view in fleet.all())) < 1.0
 
 
 def _check_instructions(book: Book) -> None:

@@ -6,6 +6,7 @@ be the same whoever causes them, so they are here. Audits look at this and at no
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 from protos.tandem.v1 import common_pb2
@@ -42,7 +43,7 @@ class Book:
         self.silences = Silences()
         self.history: deque[Request] = deque(maxlen=policy.history)
         self.out: list[Instruction] = []
-        self.now_s = 0.0
+        self.now_s = -math.inf
 
     def enter(self, request: Request) -> None:
         """Put a request into the queue for the first time."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from protos.tandem.v1 import common_pb2
 from router.core.book import Book
 from router.core.events import CancelRequested, RequestArrived
@@ -99,8 +97,11 @@ class Clients:
     def place_waiting(self) -> None:
         """Let requests leave the queue, whoever's turn it is, as long as they can be taken."""
         book = self._book
-        book.fleet.wake()
         book.blocked = None
+        if not len(book.queue):
+            self._outflow.emptied()
+            return
+        book.fleet.wake()
         while (request := book.queue.head()) is not None:
             if not book.fleet.has_decode:
                 book.blocked = Blocked.DECODE
@@ -140,7 +141,8 @@ class Clients:
         outflow_per_s = self._outflow.per_s(book.now_s)
         longest_s = longest_wait_s(book.policy, request)
         # Others can make room only for what its own class does not take up already.
-        own_s = book.queue.cost_ahead(request.class_rank)[0] / outflow_per_s if outflow_per_s else 0
+        own, _ = book.queue.cost_ahead(request.class_rank)
+        own_s = own / outflow_per_s if outflow_per_s else 0.0
         if own_s > longest_s:
             self._refuse(request, own_s, longest_s)
             return False
@@ -219,5 +221,8 @@ def _version(request: Request) -> str | None:
 
 def earliest(*moments_s: float | None) -> float | None:
     """The first of some moments; None when there is none."""
-    found = min((m for m in moments_s if m is not None), default=math.inf)
-    return None if math.isinf(found) else found
+    found: float | None = None
+    for moment_s in moments_s:
+        if moment_s is not None and (found is None or moment_s < found):
+            found = moment_s
+    return found

@@ -132,5 +132,5 @@ def _decode(value: object) -> object:
         case {"logprob": float(logprob), "top": list(top)}:
             return TokenLogprob(logprob, tuple((token, score) for token, score in top))
         case list():
-            return [_decode(item) for item in value]
+            return tuple(_decode(item) for item in value)  # as states of a cache are
     return value

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from protos.tandem.v1 import common_pb2
+from protos.tandem.v1.handoff_pb2 import HandoffTicket
+from protos.tandem.v1.inference_pb2 import HandoffReport, SpeculationReport
 from router.core.prefixes import PrefixKeys
 from router.core.reasons import Reason
 from router.core.tokens import TokenLogprob
-
-if TYPE_CHECKING:
-    from protos.tandem.v1.handoff_pb2 import HandoffTicket
-    from protos.tandem.v1.inference_pb2 import HandoffReport, SpeculationReport
 
 Role: TypeAlias = Literal["prefill", "decode"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from router.core.breaker import Breaker
 from router.core.columns import Columns
@@ -11,6 +12,14 @@ from router.core.policy import Policy
 from router.core.worker_view import WorkerView
 
 _KEPT_BREAKERS = 1024
+
+
+@dataclass(slots=True, eq=False)
+class PoolSums:
+    """Of the workers of one role: prefill workers that read and all of them, or decode slots."""
+
+    busy: float = 0.0
+    capacity: float = 0.0
 
 
 class Fleet:
@@ -25,9 +34,8 @@ class Fleet:
         self.versions: list[str] = []  # of models that can be decoded
         self._tripped: dict[str, WorkerView] = {}  # their breakers are, or were, open
         self.now_s = 0.0
-        # Sums of the shares of all workers: see `refresh`.
-        self.busy = {"prefill": 0.0, "decode": 0.0}
-        self.capacity = {"prefill": 0.0, "decode": 0.0}
+        # Sums over the workers of a role: see `recount`.
+        self.prefill, self.decode = PoolSums(), PoolSums()
         self.link_bytes = 0.0
 
     def __contains__(self, worker_id: str) -> bool:
@@ -77,26 +85,30 @@ class Fleet:
         self._enter(view)
 
     def refresh(self, view: WorkerView) -> None:
-        """Bring sums and columns up to date with a worker."""
+        """Bring sums and columns up to date with a worker, whatever has changed."""
         view.refresh(self.now_s)
-        credits, room = view.credits, view.room_tokens
+        self._write(view)
+        credits = view.credits
         size = Columns.ANY if credits is None else credits.total_tokens
         ever = -1 if view.draining else size
         if view.breaker.open_until_s is not None:
             self._tripped[view.worker_id] = view
-            if room < 0:
+            if view.room_tokens < 0:
                 ever = -1
         assert view.columns is not None
-        if view.role == "prefill":
-            busy = 1.0 if view.unread_tokens or view.load.waiting_prefill_tokens else 0.0
-            shares = (busy, 1.0, float(view.link_bytes))
-            load = view.wait_s
-        else:
-            shares = (float(len(view.holds)), float(view.most_slots), 0.0)
-            load = view.occupancy
-        view.columns.write(view.row, room, ever, size, load, view.per_token_s)
-        if shares != view.shares:
-            self._count(view, shares)
+        view.columns.limit(view.row, ever, size, view.per_token_s)
+        capacity = 1.0 if view.role == "prefill" else float(view.most_slots)
+        if capacity != view.capacity:
+            self.sums(view.role).capacity += capacity - view.capacity
+            view.capacity = capacity
+
+    def recount(self, view: WorkerView) -> None:
+        """As `refresh`, where only what the worker holds has changed."""
+        if view.breaker.open_until_s is not None:
+            self.refresh(view)
+            return
+        view.refresh(self.now_s)
+        self._write(view)
 
     @property
     def next_probe_s(self) -> float | None:
@@ -110,16 +122,34 @@ class Fleet:
 
     def wake(self) -> None:
         """Bring workers up to date whose breakers only time opens."""
+        if not self._tripped:
+            return
         for view in list(self._tripped.values()):
             if view.breaker.open_until_s is None:
                 del self._tripped[view.worker_id]
             self.refresh(view)
 
-    def _count(self, view: WorkerView, shares: tuple[float, float, float]) -> None:
-        before, view.shares = view.shares, shares
-        self.busy[view.role] += shares[0] - before[0]
-        self.capacity[view.role] += shares[1] - before[1]
-        self.link_bytes += shares[2] - before[2]
+    def sums(self, role: Role) -> PoolSums:
+        """Over the workers of a role."""
+        return self.prefill if role == "prefill" else self.decode
+
+    def _write(self, view: WorkerView) -> None:
+        columns = view.columns
+        assert columns is not None
+        if view.role == "prefill":
+            sums = self.prefill
+            busy = 1.0 if view.unread_tokens or view.load.waiting_prefill_tokens else 0.0
+            columns.write(view.row, view.room_tokens, view.wait_s)
+            if view.link_bytes != view.sent_bytes:
+                self.link_bytes += view.link_bytes - view.sent_bytes
+                view.sent_bytes = float(view.link_bytes)
+        else:
+            sums = self.decode
+            busy = float(len(view.holds))
+            columns.write(view.row, view.room_tokens, view.occupancy)
+        if busy != view.busy:
+            sums.busy += busy - view.busy
+            view.busy = busy
 
     def _enter(self, view: WorkerView) -> None:
         key = view.model_version, view.role
@@ -132,7 +162,11 @@ class Fleet:
         self.refresh(view)
 
     def _exit(self, view: WorkerView) -> None:
-        self._count(view, (0.0, 0.0, 0.0))
+        sums = self.sums(view.role)
+        sums.busy -= view.busy
+        sums.capacity -= view.capacity
+        self.link_bytes -= view.sent_bytes
+        view.busy = view.capacity = view.sent_bytes = 0.0
         key = view.model_version, view.role
         columns = self._columns[key]
         columns.remove(view.row)

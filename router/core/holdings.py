@@ -42,13 +42,13 @@ class Holdings:
         if candidate.prefill:
             reader = self._view(candidate.prefill)
             reader.hold(handle, Held(request.read_tokens, rank, True, uncached, state_bytes))
-            self.fleet.refresh(reader)
+            self.fleet.recount(reader)
             prefill = Side(reader.worker_id)
         else:
             held.unread = uncached
         decode.hold(handle, held)
         decode.note_sent(handle)
-        self.fleet.refresh(decode)
+        self.fleet.recount(decode)
         side = Side(decode.worker_id, sent=True)
         attempt = Attempt(handle, request, side, prefill, request.tokens.delivered)
         self.attempts[handle] = attempt
@@ -66,14 +66,14 @@ class Holdings:
         side = attempt.decode if attempt.prefill is None else attempt.prefill
         view = self.fleet.get(side.worker_id)
         if view is not None and view.read(attempt.handle):
-            self.fleet.refresh(view)
+            self.fleet.recount(view)
 
     def state_moved(self, attempt: Attempt) -> None:
         """The state of an attempt is not on the link any more."""
         for side in attempt.sides:
             view = self.fleet.get(side.worker_id)
             if view is not None and view.transferred(attempt.handle):
-                self.fleet.refresh(view)
+                self.fleet.recount(view)
                 self.room_changed = True
 
     def find(self, worker_id: str, handle: int) -> tuple[Attempt, Side] | None:
@@ -88,7 +88,7 @@ class Holdings:
         view = self.fleet.get(side.worker_id)
         if view is not None:
             view.release(attempt.handle)
-            self.fleet.refresh(view)
+            self.fleet.recount(view)
         if side is attempt.decode:
             self.state_moved(attempt)
         self.room_changed = True

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
+from protos.tandem.v1.handoff_pb2 import HandoffTicket
+from protos.tandem.v1.inference_pb2 import HandoffReport, SpeculationReport
 from router.core.events import Role
 from router.core.reasons import Reason
 from router.core.tokens import TokenLogprob
-
-if TYPE_CHECKING:
-    from protos.tandem.v1.handoff_pb2 import HandoffTicket
-    from protos.tandem.v1.inference_pb2 import HandoffReport, SpeculationReport
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,17 +91,18 @@ class Lifecycle:
     def handle(self, event: Event, now_s: float) -> list[Instruction]:
         """Take one event in; returns what must be done about it, in order."""
         book = self.book
-        fleet = book.fleet
-        busy, capacity = fleet.busy, fleet.capacity
-        book.match.advance(
-            now_s,
-            (busy["prefill"], capacity["prefill"]),
-            (busy["decode"], capacity["decode"]),
-            fleet.link_bytes,
-            book.blocked,
-        )
+        if now_s != book.now_s:
+            fleet = book.fleet
+            prefill, decode = fleet.prefill, fleet.decode
+            book.match.advance(
+                now_s,
+                (prefill.busy, prefill.capacity),
+                (decode.busy, decode.capacity),
+                fleet.link_bytes,
+                book.blocked,
+            )
+            book.now_s = fleet.now_s = now_s
         book.out = []
-        book.now_s = fleet.now_s = now_s
         self._dispatch(event)
         if book.holdings.room_changed:
             book.holdings.room_changed = False
@@ -111,15 +112,14 @@ class Lifecycle:
         return book.out
 
     def _dispatch(self, event: Event) -> None:
+        # The most frequent first.
         match event:
             case TokensArrived():
                 self._attempts.on_tokens(event)
-            case CreditsChanged():
-                self._workforce.on_credits(event)
             case LoadChanged():
                 self._workforce.on_load(event)
-            case CacheChanged():
-                self._workforce.on_cache(event)
+            case CreditsChanged():
+                self._workforce.on_credits(event)
             case RequestArrived():
                 self._clients.on_request(event)
             case Reserved():
@@ -130,6 +130,8 @@ class Lifecycle:
                 self._attempts.on_state_arrived(event)
             case Ended():
                 self._attempts.on_ended(event)
+            case CacheChanged():
+                self._workforce.on_cache(event)
             case CancelRequested():
                 self._clients.on_cancel(event)
             case WorkerJoined():

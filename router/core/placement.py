@@ -211,7 +211,7 @@ def _worth_reading_here(
     writers: list[WorkerView], policy: Policy, ask: Ask, with_hit: list[WorkerView]
 ) -> list[Candidate]:
     """Decode workers where so little is to be read that a hand-off is not worth it."""
-    most = max(policy.local_prefill_tokens, policy.local_prefill_share * ask.read_tokens)
+    most = max(float(policy.local_prefill_tokens), policy.local_prefill_share * ask.read_tokens)
     if ask.read_tokens > most:
         if not with_hit:
             return []

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from protos.tandem.v1 import common_pb2
+from protos.tandem.v1.inference_pb2 import HandoffReport, SpeculationReport
 from router.core.instructions import Report
 from router.core.placement import Candidate
 from router.core.prefix_index import NO_HITS, Hits
 from router.core.prefixes import PrefixKeys
 from router.core.reasons import WANTED, WELL, Reason
 from router.core.tokens import TokenOrder
-
-if TYPE_CHECKING:
-    from protos.tandem.v1.inference_pb2 import HandoffReport, SpeculationReport
 
 # Of one request, how much of its story is kept: the first states and the latest ones.
 _KEPT_TRANSITIONS = 64
@@ -137,10 +135,10 @@ class Attempt:
 
     def side_of(self, worker_id: str) -> Side | None:
         """The open side that a worker has in this attempt."""
-        for side in self.sides:
-            if side.worker_id == worker_id and not side.closed:
-                return side
-        return None
+        decode, prefill = self.decode, self.prefill
+        if prefill is not None and prefill.worker_id == worker_id and not prefill.closed:
+            return prefill
+        return decode if decode.worker_id == worker_id and not decode.closed else None
 
 
 @dataclass(slots=True, eq=False)

@@ -46,7 +46,8 @@ class StepModel:
 
     def step_s(self, requests: int) -> float:
         """How long a step with so many requests takes; 0 while nothing is known."""
-        return max(self._base + self._slope * requests, 0.0) / 1000.0
+        step_ms = self._base + self._slope * requests
+        return step_ms / 1000.0 if step_ms > 0.0 else 0.0
 
     @property
     def limits(self) -> bool:

@@ -7,7 +7,7 @@ else that does not fit is a fault of a worker and is refused: a client must neve
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -44,8 +44,8 @@ class TokenOrder:
     early_ids: list[int] = field(default_factory=list)
     early_logprobs: list[TokenLogprob] = field(default_factory=list)
 
-    def take(self, chunk: Chunk) -> Iterator[Chunk]:
-        """Yield what can be handed on now; tokens seen before are left out.
+    def take(self, chunk: Chunk) -> Sequence[Chunk]:
+        """What can be handed on now; tokens seen before are left out.
 
         Raises TokenGapError when the chunk cannot belong to this request.
         """
@@ -53,8 +53,9 @@ class TokenOrder:
         if first < self.delivered:
             skip = self.delivered - first
             first, token_ids, logprobs = self.delivered, token_ids[skip:], logprobs[skip:]
+            chunk = Chunk(first, token_ids, logprobs)
         if not token_ids:
-            return
+            return ()
         if first + len(token_ids) > self.max_tokens:
             raise TokenGapError(
                 f"token {first + len(token_ids) - 1} where {self.max_tokens} were asked for"
@@ -62,16 +63,16 @@ class TokenOrder:
         if first == self.delivered:
             self.delivered += len(token_ids)
             self.token_ids.extend(token_ids)
-            yield Chunk(first, token_ids, logprobs)
-            if self.early_ids:
-                early = Chunk(1, self.early_ids, self.early_logprobs)
-                self.early_ids, self.early_logprobs = [], []
-                yield from self.take(early)
-        elif self.delivered == 0 and first == 1 + len(self.early_ids):
+            if not self.early_ids:
+                return (chunk,)
+            early = Chunk(1, self.early_ids, self.early_logprobs)
+            self.forget_early()
+            return (chunk, *self.take(early))
+        if self.delivered == 0 and first == 1 + len(self.early_ids):
             self.early_ids.extend(token_ids)
             self.early_logprobs.extend(logprobs)
-        else:
-            raise TokenGapError(f"token {first} where token {self.delivered} was due")
+            return ()
+        raise TokenGapError(f"token {first} where token {self.delivered} was due")
 
     def forget_early(self) -> None:
         """The attempt that sent the early ones is over: another will send them again."""

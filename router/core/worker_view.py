@@ -85,11 +85,14 @@ class WorkerView:
     per_token_s: float = 0.0
     link_rate: float = 0.0  # bytes per second; 0: not measured
     next_step_s: float = 0.0  # of a decode step with one more request
+    occupancy: float = 0.0  # share of its slots that hold requests of ours
     strictest_s: float = math.inf  # ITL target of the classes that are there
     # Where the columns have it, and what it adds to the sums of the fleet.
     columns: Columns | None = None
     row: int = -1
-    shares: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    busy: float = 0.0
+    capacity: float = 0.0
+    sent_bytes: float = 0.0
 
     def __post_init__(self) -> None:
         self.ranks = [0] * len(self.policy.classes)
@@ -119,7 +122,10 @@ class WorkerView:
         free = credits.free_tokens - self.unseen_tokens
         if not self.holds and credits.all_free_tokens > free:
             free = credits.all_free_tokens
-        return max(0, min(free, credits.total_tokens - self.held_tokens))
+        left = credits.total_tokens - self.held_tokens
+        if left < free:
+            free = left
+        return free if free > 0 else 0
 
     @property
     def running(self) -> int:
@@ -132,7 +138,7 @@ class WorkerView:
 
     def refresh(self, now_s: float) -> None:
         """Work out what placement reads; often called, so without the detours of properties."""
-        credits, load, held = self.credits, self.load, len(self.holds)
+        credits, held = self.credits, len(self.holds)
         self.room_tokens = -1
         if credits is not None and not (
             self.refused
@@ -143,15 +149,15 @@ class WorkerView:
             or (self.breaker.open_until_s is not None and self.breaker.blocks(now_s))
         ):
             self.room_tokens = self.free_tokens
-        waiting = max(self.unread_tokens, load.waiting_prefill_tokens)
+        load = self.load
+        waiting, running = self.unread_tokens, held
+        if load.waiting_prefill_tokens > waiting:
+            waiting = load.waiting_prefill_tokens
+        if load.running_requests > running:
+            running = load.running_requests
         self.wait_s = waiting * self.per_token_s
-        running = max(held, load.running_requests)
+        self.occupancy = held / self.most_slots if self.most_slots else 0.0
         self.next_step_s = self.steps.step_s(running + 1) + _OCCUPANCY_S * self.occupancy
-
-    @property
-    def occupancy(self) -> float:
-        """Share of its slots that hold requests of ours."""
-        return len(self.holds) / self.most_slots if self.most_slots else 0.0
 
     def take_credits(self, credits: CreditsChanged) -> None:
         """News of what it takes."""
