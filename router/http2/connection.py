@@ -1,7 +1,8 @@
-"""The server's side of one HTTP/2 connection: bytes in, events and bytes out. Pure.
+"""What both sides of an HTTP/2 connection do: bytes in, events and bytes out. Pure.
 
 Keeps the order of frames, flow control both ways, and limits on what a peer may make it hold.
-Raises Http2Error for a peer that breaks the protocol; the connection is then to be closed.
+Raises Http2Error for a peer that breaks the protocol; the connection is then to be closed. What
+differs between a client and a server is in `client_side` and `server_side`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 import struct
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -21,27 +23,29 @@ from router.http2.frames import ErrorCode, Http2Error
 # At level DEBUG it logs every header, and so every key.
 logging.getLogger("hpack").setLevel(logging.WARNING)
 
+Headers: TypeAlias = list[tuple[str, str]]
+
 _DEFAULT_WINDOW = 65_535
 _MOST_WINDOW = 2**31 - 1
 _DEFAULT_FRAME = 16_384
-# What a client may send before it hears of it: a long prompt in one go.
+# What a peer may send before it hears of it: a long prompt in one go.
 _STREAM_WINDOW = 1 << 20
 _CONNECTION_WINDOW = 16 << 20
 _MOST_HEADER_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class RequestStarted:
-    """A stream was opened."""
+class HeadersCame:
+    """A stream was opened, or answered: headers, or the trailers that end it."""
 
     stream_id: int
-    headers: list[tuple[str, str]]
+    headers: Headers
     ended: bool
 
 
 @dataclass(frozen=True, slots=True)
 class DataCame:
-    """A part of a request's body; `ended`: the last one, maybe empty."""
+    """A part of a body; `ended`: the last one, maybe empty."""
 
     stream_id: int
     data: bytes
@@ -62,11 +66,20 @@ class Writable:
     stream_id: int
 
 
-Event: TypeAlias = RequestStarted | DataCame | StreamReset | Writable
+@dataclass(frozen=True, slots=True)
+class WentAway:
+    """The peer takes no more streams."""
+
+    detail: str
+
+
+Event: TypeAlias = HeadersCame | DataCame | StreamReset | Writable | WentAway
 
 
 @dataclass(slots=True)
-class _Stream:
+class Stream:
+    """One stream that is open."""
+
     send_window: int
     received: int = 0  # bytes that the peer was not credited for yet
     remote_ended: bool = False
@@ -74,15 +87,16 @@ class _Stream:
     trailers: bytes | None = None  # to follow what waits
 
 
-class ServerConnection:
+class Connection:
     """One connection; `out` is what is to be written, taken by its owner."""
 
-    def __init__(self, most_streams: int) -> None:
-        self._most_streams = most_streams
+    def __init__(self, preface: bytes, settings: Iterable[tuple[int, int]]) -> None:
+        """`preface` is what a peer has to begin with; `settings` come before those of both."""
+        self._preface = preface
         self._buffer = bytearray()
-        self._greeted = False
         self._decoder = Decoder(max_header_list_size=_MOST_HEADER_BYTES)
-        self._streams: dict[int, _Stream] = {}
+        self._streams: dict[int, Stream] = {}
+        self._held: dict[int, None] = {}  # streams with something waiting, those first that waited
         self._last_stream_id = 0
         self._headers: tuple[int, int, bytearray] | None = None  # stream, flags, block so far
         self._send_window = _DEFAULT_WINDOW
@@ -93,7 +107,7 @@ class ServerConnection:
         self.out: list[bytes] = [
             frames.settings(
                 (
-                    (frames.SETTING_MAX_CONCURRENT_STREAMS, most_streams),
+                    *settings,
                     (frames.SETTING_INITIAL_WINDOW, _STREAM_WINDOW),
                     (frames.SETTING_MAX_HEADER_LIST, _MOST_HEADER_BYTES),
                 )
@@ -106,13 +120,13 @@ class ServerConnection:
         buffer = self._buffer
         buffer += data
         at = 0
-        if not self._greeted:
-            preface = frames.PREFACE
+        if self._preface:
+            preface = self._preface
             if buffer[: len(preface)] != preface[: len(buffer)]:
                 raise Http2Error(ErrorCode.PROTOCOL_ERROR, "this is no HTTP/2 client")
             if len(buffer) < len(preface):
                 return []
-            self._greeted = True
+            self._preface = b""
             at = len(preface)
         while len(buffer) - at >= frames.HEADER_BYTES:
             length, kind, flags, stream_id = frames.frame_head(buffer, at)
@@ -127,12 +141,7 @@ class ServerConnection:
         events, self._events = self._events, []
         return events
 
-    # What the server says.
-
-    def send_headers(self, stream_id: int, block: bytes) -> None:
-        """Open an answer; nothing happens when the stream has gone."""
-        if stream_id in self._streams:
-            self.out.append(frames.frame(frames.HEADERS, frames.END_HEADERS, stream_id, block))
+    # What this side says.
 
     def send_data(self, stream_id: int, data: bytes) -> bool:
         """Send a part of an answer; False when it waits for the peer, and Writable will come."""
@@ -148,35 +157,40 @@ class ServerConnection:
             self.out.append(frames.frame(frames.DATA, 0, stream_id, data))
             return True
         stream.waiting.append(data)
-        return self._send_waiting(stream_id, stream)
-
-    def send_trailers(self, stream_id: int, block: bytes) -> None:
-        """End an answer, after what still waits."""
-        stream = self._streams.get(stream_id)
-        if stream is None:
-            return
-        stream.trailers = block
-        if not stream.waiting:
-            self._finish(stream_id, stream)
+        if self._send_waiting(stream_id, stream):
+            return True
+        self._held[stream_id] = None
+        return False
 
     def reset(self, stream_id: int, code: ErrorCode) -> None:
         """Break a stream off."""
-        if self._streams.pop(stream_id, None) is not None:
+        if self._close(stream_id):
             self.out.append(frames.rst_stream(stream_id, code))
 
     def go_away(self, code: ErrorCode = ErrorCode.NO_ERROR, detail: str = "") -> None:
         """Tell the peer to open no more streams."""
         self.out.append(frames.goaway(self._last_stream_id, code, detail))
 
-    def _finish(self, stream_id: int, stream: _Stream) -> None:
+    def waiting(self, stream_id: int) -> int:
+        """How many pieces of a stream flow control holds back."""
+        stream = self._streams.get(stream_id)
+        return 0 if stream is None else len(stream.waiting)
+
+    def _close(self, stream_id: int) -> bool:
+        """Forget a stream; whether there was one."""
+        self._held.pop(stream_id, None)
+        return self._streams.pop(stream_id, None) is not None
+
+    def _finish(self, stream_id: int, stream: Stream) -> None:
+        """Say the trailers, after which this side says no more."""
         assert stream.trailers is not None
         flags = frames.END_HEADERS | frames.END_STREAM
         self.out.append(frames.frame(frames.HEADERS, flags, stream_id, stream.trailers))
         if not stream.remote_ended:
             self.out.append(frames.rst_stream(stream_id, ErrorCode.NO_ERROR))
-        del self._streams[stream_id]
+        self._close(stream_id)
 
-    def _send_waiting(self, stream_id: int, stream: _Stream) -> bool:
+    def _send_waiting(self, stream_id: int, stream: Stream) -> bool:
         """Send what the windows allow; whether nothing is left."""
         waiting = stream.waiting
         while waiting:
@@ -216,7 +230,7 @@ class ServerConnection:
             case frames.RST_STREAM:
                 if stream_id == 0 or stream_id > self._last_stream_id:
                     raise Http2Error(ErrorCode.PROTOCOL_ERROR, "a reset of no stream")
-                if self._streams.pop(stream_id, None) is not None:
+                if self._close(stream_id):
                     self._events.append(StreamReset(stream_id))
             case frames.SETTINGS:
                 self._take_settings(flags, payload)
@@ -228,9 +242,11 @@ class ServerConnection:
             case frames.WINDOW_UPDATE:
                 self._take_window(stream_id, payload)
             case frames.PUSH_PROMISE:
-                raise Http2Error(ErrorCode.PROTOCOL_ERROR, "a client cannot push")
+                raise Http2Error(ErrorCode.PROTOCOL_ERROR, "nobody may push")
+            case frames.GOAWAY:
+                self._events.append(WentAway(payload[8:].decode(errors="replace")))
             case _:
-                pass  # PRIORITY, GOAWAY and what later versions know
+                pass  # PRIORITY and what later versions know
 
     def _take_block(self, flags: int, payload: bytes) -> None:
         assert self._headers is not None
@@ -248,21 +264,11 @@ class ServerConnection:
             ]
         except (HPACKError, UnicodeDecodeError, ValueError) as error:
             raise Http2Error(ErrorCode.COMPRESSION_ERROR, "headers do not decode") from error
-        ended = bool(first_flags & frames.END_STREAM)
-        stream = self._streams.get(stream_id)
-        if stream is not None:  # trailers
-            self._end_remote(stream_id, stream, b"")
-            return
-        if stream_id % 2 == 0 or stream_id <= self._last_stream_id:
-            if stream_id and stream_id <= self._last_stream_id and stream_id % 2:
-                return  # of a stream that has ended here meanwhile
-            raise Http2Error(ErrorCode.PROTOCOL_ERROR, f"stream {stream_id} cannot be opened")
-        self._last_stream_id = stream_id
-        if len(self._streams) >= self._most_streams:
-            self.out.append(frames.rst_stream(stream_id, ErrorCode.REFUSED_STREAM))
-            return
-        self._streams[stream_id] = _Stream(self._initial_window, remote_ended=ended)
-        self._events.append(RequestStarted(stream_id, headers, ended))
+        self._take_headers(stream_id, headers, bool(first_flags & frames.END_STREAM))
+
+    def _take_headers(self, stream_id: int, headers: Headers, ended: bool) -> None:
+        """Headers are whole: each side has its own way with them."""
+        raise NotImplementedError
 
     def _take_data(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id == 0 or stream_id > self._last_stream_id:
@@ -286,7 +292,7 @@ class ServerConnection:
             stream.received = 0
         self._events.append(DataCame(stream_id, data, False))
 
-    def _end_remote(self, stream_id: int, stream: _Stream, data: bytes) -> None:
+    def _end_remote(self, stream_id: int, stream: Stream, data: bytes) -> None:
         stream.remote_ended = True
         self._events.append(DataCame(stream_id, data, True))
 
@@ -331,13 +337,14 @@ class ServerConnection:
             self._resume(stream_id, stream)
 
     def _resume_all(self) -> None:
-        for stream_id, stream in list(self._streams.items()):
+        for stream_id in list(self._held):
             if self._send_window <= 0:
                 return
-            self._resume(stream_id, stream)
+            self._resume(stream_id, self._streams[stream_id])
 
-    def _resume(self, stream_id: int, stream: _Stream) -> None:
+    def _resume(self, stream_id: int, stream: Stream) -> None:
         if stream.waiting and self._send_waiting(stream_id, stream):
+            self._held.pop(stream_id, None)
             self._events.append(Writable(stream_id))
 
 

@@ -10,14 +10,9 @@ from typing import TypeAlias, cast
 import grpc
 
 from router.http2.calls import RESPONSE_BLOCK, Call, trailers
-from router.http2.connection import (
-    DataCame,
-    RequestStarted,
-    ServerConnection,
-    StreamReset,
-    Writable,
-)
+from router.http2.connection import DataCame, HeadersCame, StreamReset, Writable
 from router.http2.frames import Http2Error, header_block
+from router.http2.server_side import ServerConnection
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[object, object]"
 
@@ -59,7 +54,7 @@ class _Connection(asyncio.Protocol):
         try:
             for event in self._http2.receive(data):
                 match event:
-                    case RequestStarted():
+                    case HeadersCame():
                         self._begin(event)
                     case DataCame(stream_id, part, ended):
                         if (call := self._calls.get(stream_id)) is not None:
@@ -130,7 +125,7 @@ class _Connection(asyncio.Protocol):
             self._http2.out = []
             self._transport.write(b"".join(out))
 
-    def _begin(self, event: RequestStarted) -> None:
+    def _begin(self, event: HeadersCame) -> None:
         headers = dict(event.headers)
         stream_id = event.stream_id
         if headers.get(":method") != "POST" or not headers.get("content-type", "").startswith(

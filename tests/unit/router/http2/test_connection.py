@@ -13,12 +13,12 @@ from router.http2 import frames
 from router.http2.connection import (
     DataCame,
     Event,
-    RequestStarted,
-    ServerConnection,
+    HeadersCame,
     StreamReset,
     Writable,
 )
 from router.http2.frames import ErrorCode, Http2Error
+from router.http2.server_side import ServerConnection
 
 _HEADERS = [(":method", "POST"), (":path", "/s/M"), ("content-type", "application/grpc")]
 
@@ -67,7 +67,7 @@ class Peer:
 
 def test_a_request_opens_gets_data_and_is_answered() -> None:
     peer = Peer()
-    assert peer.open(1) == [RequestStarted(1, _HEADERS, False)]
+    assert peer.open(1) == [HeadersCame(1, _HEADERS, False)]
     assert peer.say(frames.frame(frames.DATA, 0, 1, b"abc")) == [DataCame(1, b"abc", False)]
     padded = frames.frame(frames.DATA, frames.PADDED | frames.END_STREAM, 1, b"\x02de\0\0")
     assert peer.say(padded) == [DataCame(1, b"de", True)]
@@ -160,7 +160,7 @@ def test_pings_are_answered_and_headers_may_come_in_pieces() -> None:
     block = peer.encoder.encode(_HEADERS)
     assert peer.say(frames.frame(frames.HEADERS, 0, 1, block[:3])) == []
     events = peer.say(frames.frame(frames.CONTINUATION, frames.END_HEADERS, 1, block[3:]))
-    assert events == [RequestStarted(1, _HEADERS, False)]
+    assert events == [HeadersCame(1, _HEADERS, False)]
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_no_bytes_do_more_than_end_the_connection(parts: list[bytes], piece: int
     try:
         for at in range(0, len(data), piece):
             for event in server.receive(data[at : at + piece]):
-                if isinstance(event, RequestStarted):
+                if isinstance(event, HeadersCame):
                     server.send_data(event.stream_id, b"answer")
                     server.send_trailers(event.stream_id, b"")
     except Http2Error:
