@@ -162,12 +162,25 @@ class Call:
             raise asyncio.CancelledError
         serialize = self._handler.response_serializer
         assert serialize is not None
-        payload = serialize(message)
+        if not self.send(serialize(message)):
+            await self.room()
+
+    def send(self, payload: bytes) -> bool:
+        """Send one message that is bytes already; False: `room` has to be waited for before the
+        next one. Nothing happens after the end."""
+        if self._ended:
+            return True
         if not self._headers_sent:
             self._headers_sent = True
             self._wire.send_headers(self._stream_id, RESPONSE_BLOCK)
-        if not self._wire.send_message(self._stream_id, _PREFIX.pack(0, len(payload)) + payload):
-            self._room = asyncio.get_running_loop().create_future()
+        if self._wire.send_message(self._stream_id, _PREFIX.pack(0, len(payload)) + payload):
+            return True
+        self._room = asyncio.get_running_loop().create_future()
+        return False
+
+    async def room(self) -> None:
+        """Wait until what was sent has gone out."""
+        if self._room is not None:
             await self._room
 
     async def abort(
