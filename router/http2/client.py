@@ -123,7 +123,7 @@ class BidiCall(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
-            for event in self._http2.receive(data):
+            for event in self._http2.receive(data, time.monotonic()):
                 match event:
                     case DataCame():
                         self._take(event.data)

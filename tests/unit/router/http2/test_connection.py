@@ -27,7 +27,8 @@ class Peer:
     """A client of one connection: sends frames, and reads those that it gets."""
 
     def __init__(self, most_streams: int = 10) -> None:
-        self.server = ServerConnection(most_streams)
+        self.server = ServerConnection(most_streams, 0.0)
+        self.now_s = 0.0
         self.encoder, self.decoder = Encoder(), Decoder()
         self.greet()
 
@@ -36,12 +37,15 @@ class Peer:
         self.read()
 
     def say(self, data: bytes) -> list[Event]:
-        return self.server.receive(data)
+        return self.server.receive(data, self.now_s)
 
     def open(self, stream_id: int, end: bool = False) -> list[Event]:
+        return self.say(self.opening(stream_id, end))
+
+    def opening(self, stream_id: int, end: bool = False) -> bytes:
+        """The frame that opens a stream."""
         flags = frames.END_HEADERS | (frames.END_STREAM if end else 0)
-        block = self.encoder.encode(_HEADERS)
-        return self.say(frames.frame(frames.HEADERS, flags, stream_id, block))
+        return frames.frame(frames.HEADERS, flags, stream_id, self.encoder.encode(_HEADERS))
 
     def read(self) -> list[tuple[int, int, int, bytes]]:
         """Kind, flags, stream and payload of every frame that was said."""
@@ -187,11 +191,11 @@ def test_pings_are_answered_and_headers_may_come_in_pieces() -> None:
     ],
 )
 def test_a_peer_that_breaks_the_protocol_is_told_how(said: bytes, code: ErrorCode) -> None:
-    server = ServerConnection(10)
+    server = ServerConnection(10, 0.0)
     if not said.startswith(b"GET"):
-        server.receive(frames.PREFACE + frames.settings(()))
+        server.receive(frames.PREFACE + frames.settings(()), 0.0)
     with pytest.raises(Http2Error) as caught:
-        server.receive(said)
+        server.receive(said, 0.0)
     assert caught.value.code == code
 
 
@@ -202,12 +206,12 @@ _FRAMES = st.builds(
 
 @given(st.lists(st.one_of(_FRAMES, st.binary(max_size=20)), max_size=30), st.integers(1, 50))
 def test_no_bytes_do_more_than_end_the_connection(parts: list[bytes], piece: int) -> None:
-    server = ServerConnection(3)
-    server.receive(frames.PREFACE)
+    server = ServerConnection(3, 0.0)
+    server.receive(frames.PREFACE, 0.0)
     data = b"".join(parts)
     try:
         for at in range(0, len(data), piece):
-            for event in server.receive(data[at : at + piece]):
+            for event in server.receive(data[at : at + piece], 0.0):
                 if isinstance(event, HeadersCame):
                     server.send_data(event.stream_id, b"answer")
                     server.send_trailers(event.stream_id, b"")
@@ -236,6 +240,7 @@ def test_an_answer_arrives_whole_whatever_the_windows(
             ended = ended or kind == frames.HEADERS
         if ended:
             break
+        peer.now_s += 1.0  # a client that is slow, and not one that floods
         peer.say(frames.window_update(1, increment) + frames.window_update(0, increment))
     assert ended
     assert got == said
