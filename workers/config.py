@@ -37,7 +37,8 @@ class WorkerConfig:
     threads: int = 1  # of torch, on CPU, in each rank
     cpu_kernels: bool = True  # compile fused kernels for this machine where it has a C++ compiler
     handoff_timeout_s: float = 30.0  # a transfer that takes longer is given up
-    handoff_lease_s: float = 600.0  # a reservation whose state does not come is given up
+    # A reservation that nobody renews is given up: routers do so three times in a lease.
+    handoff_lease_s: float = 30.0
     store_url: str | None = None  # None: do not register in a directory
     cluster: str = "tandem"
     lease_ms: int = 3000
@@ -49,6 +50,7 @@ class WorkerConfig:
     interleave: int = 16  # consecutive tokens that go to one KVP rank before the next one's turn
     hop_b: bool = True  # attend for one half of a batch while the other half is exchanged
     collective_timeout_s: float = 60.0  # ranks that let others wait for longer are lost
+    step_limit_s: float = 60.0  # an engine step that takes longer will not end; see engine/watchdog
     draft_tokens: int | Literal["auto"] = "auto"
     simulated: LinearTimes | NamedTimes = LinearTimes()  # noqa: RUF009 - frozen
     trace: TraceConfig = field(default_factory=TraceConfig)

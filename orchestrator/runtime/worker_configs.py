@@ -36,6 +36,7 @@ def worker_config(
         device="cuda" if pool.resources.gpu else "cpu",
         kv_tokens=pool.kv_tokens,
         max_requests=pool.max_requests,
+        step_limit_s=pool.step_limit_s,
         threads=pool.resources.cpu,
         store_url=store_url,
         cluster=cluster,

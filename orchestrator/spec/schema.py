@@ -148,6 +148,9 @@ class Pool(Section):
     resources: Resources = Field(default_factory=Resources)
     kv_tokens: PositiveInt = 65536  # tokens of KV that one worker has memory for
     max_requests: PositiveInt = 32  # requests that one worker holds at once
+    # An engine step that takes longer will not end, and the worker is replaced; the first steps,
+    # which compile kernels, may take ten times as long.
+    step_limit_s: PositiveFloat = 60.0
 
 
 class PrefillPool(Pool):

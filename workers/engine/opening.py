@@ -14,6 +14,8 @@ from workers.engine.facts import EngineFacts
 from workers.engine.loop import EngineLoop, RunningEngine
 from workers.telemetry import Tracing
 
+_AFTER_COLLECTIVES_S = 2.0
+
 
 async def open_engine(
     config: WorkerConfig, tracing: Tracing, emit: Callable[[StepEvents], object]
@@ -33,7 +35,13 @@ async def open_engine(
 
     loaded = await asyncio.to_thread(load_native_engine, config, tracing)
     loop = asyncio.get_running_loop()
-    running = EngineLoop(loaded.engine, lambda events: loop.call_soon_threadsafe(emit, events))
+    step_limit_s = config.step_limit_s
+    if config.parallel.size > 1:
+        # Ranks that are waited for in vain are found by their own time-out, and named.
+        step_limit_s = max(step_limit_s, config.collective_timeout_s + _AFTER_COLLECTIVES_S)
+    running = EngineLoop(
+        loaded.engine, lambda events: loop.call_soon_threadsafe(emit, events), step_limit_s
+    )
     return running, EngineFacts(
         loaded.model_fingerprint, loaded.max_model_tokens, loaded.vocab_size, loaded.epoch
     )

@@ -48,6 +48,7 @@ class Handoffs:
     ) -> None:
         """A transfer that takes longer than `timeout_s` is given up, a lease lasts `lease_s`."""
         self._ranks = ranks
+        self._polled_s = 0.0
         targets = list(ranks.targets)
         self.sender = HandoffSender(
             ranks.post,
@@ -80,7 +81,15 @@ class Handoffs:
         self.receiver.renew(handle, now_s)
 
     def poll(self, now_s: float) -> list[Outcome]:
-        """What ended since the last call, on its way in or out."""
+        """What ended since the last call, on its way in or out.
+
+        A step of the engine may last longer than a lease, and reservations that it began are only
+        told of at its end. So time in which this was not called does not end a lease here. A
+        writer's right to write does end: decode counts on it.
+        """
+        if now_s - self._polled_s > self.receiver.lease_s / 3.0:
+            self.receiver.spare(now_s)
+        self._polled_s = now_s
         for event in self._ranks.poll():
             self._take(event, now_s)
         return [*self.receiver.take(now_s), *self.sender.take(now_s)]

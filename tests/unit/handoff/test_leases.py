@@ -258,6 +258,18 @@ def test_the_lease_begins_with_the_claim_and_with_each_renewal(wire: Wire) -> No
     assert wire.to_prefill_ranks[-1] == Abort(wire.transfer)
 
 
+def test_a_step_longer_than_a_lease_ends_no_lease_that_could_not_be_renewed(wire: Wire) -> None:
+    wire.reserve()
+    # The router hears of it after a step of 100 s, and renews in time from then on.
+    wire.receiver.spare(100.0)
+    assert wire.receiver.take(100.0) == []
+    wire.receiver.renew(HANDLE, 119.0)
+    assert wire.receiver.take(119.0 + LEASE_S - 0.1) == []
+    (refusal,) = wire.receiver.take(119.0 + LEASE_S)
+    assert isinstance(refusal, Refusal)
+    assert refusal.reason == REASON_LEASE_EXPIRED
+
+
 def test_a_failure_of_one_rank_is_told_to_decode_when_all_have_let_go(wire: Wire) -> None:
     wire.grant()
     wire.sender.rank_said(WriteFailed(0, wire.transfer, REASON_TRANSFER_FAILED, "no route"))
