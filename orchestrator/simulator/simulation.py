@@ -10,7 +10,6 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeAlias
 
 from orchestrator.simulator.agenda import Agenda
@@ -244,24 +243,17 @@ class Simulation:
         )
 
     def _open_flow(self, source: Worker, job: Job) -> Flow | None:
-        sink = self._decoders.pop(job.handle, None)
-        if sink is None or job.handle not in sink.jobs:
+        handle = job.handle
+        sink = self._decoders.pop(handle, None)
+        if sink is None or handle not in sink.jobs:
             return None
-        done = partial(self._flowed, source, sink, job)
-        return Flow(self._agenda, source.out_port, sink.in_port, done)
 
-    def _flowed(self, source: Worker, sink: Worker, job: Job, flow: Flow) -> None:
+        def there(_: Flow) -> None:
+            sink.arrived(handle)
+            source.sent(job)
+
         latency_s = source.kind.link_latency_s
-
-        def there(_: int) -> None:
-            if job.live:
-                sink.arrived(job.handle)
-                source.sent(job)
-
-        if latency_s > 0.0:
-            self._agenda.at(self._agenda.now_s + latency_s, there)
-        else:
-            there(0)
+        return Flow(self._agenda, source.out_port, sink.in_port, there, latency_s)
 
     def _arrive(self, _: int) -> None:
         """The next requests of the trace."""
