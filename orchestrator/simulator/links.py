@@ -8,6 +8,7 @@ the network is not modelled: fabrics for this purpose have full bisection bandwi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from orchestrator.simulator.agenda import Agenda
@@ -20,7 +21,14 @@ class Port:
 
     def __init__(self, bytes_per_s: float) -> None:
         self.bytes_per_s = bytes_per_s
-        self.flows: dict[Flow, None] = {}  # those that have something to send now
+        self.flows: dict[Flow, None] = {}  # those that have something to send
+
+    def let_go(self, now_s: float) -> None:
+        """Forget a flow that had this port to itself and has sent everything."""
+        for flow in self.flows:
+            if flow.sent_s <= now_s:
+                flow.leave_unseen()
+            return
 
 
 class Flow:
@@ -41,6 +49,7 @@ class Flow:
         "_since_s",
         "_version",
         "busy_s",
+        "sent_s",
         "sink",
         "source",
         "total_bytes",
@@ -63,31 +72,47 @@ class Flow:
         self._as_of_s = self._since_s = 0.0
         self._sealed = self._sending = False
         self._version = 0
+        self.sent_s = math.inf  # when all is sent, of a flow that is alone at both ends
         self.source = source
         self.sink = sink
         self.total_bytes = 0.0
         self.busy_s = 0.0  # while there was something to send
 
-    def add(self, amount_bytes: float) -> None:
-        """So much more can be sent from now on."""
+    def add(self, amount_bytes: float, *, is_last: bool = False) -> None:
+        """So much more can be sent from now on; the last amount seals."""
         self.total_bytes += amount_bytes
         now_s = self._agenda.now_s
+        self._sealed = is_last
         if self._sending:
             self._settle(now_s)
             self._left += amount_bytes
             self._plan()
             return
-        self._sending = True
         self._left = amount_bytes
         self._as_of_s = self._since_s = now_s
         self._rate = 0.0
-        sending, receiving = self.source.flows, self.sink.flows
-        sending[self] = receiving[self] = None
-        if len(sending) == 1 and len(receiving) == 1:
-            self._rate = self._share()
-            self._plan()
-        else:
+        source, sink = self.source, self.sink
+        source.let_go(now_s)
+        sink.let_go(now_s)
+        self._sending = True
+        source.flows[self] = sink.flows[self] = None
+        if len(source.flows) > 1 or len(sink.flows) > 1:
             self._reshare()
+            return
+        self._rate = self._share()
+        if is_last:
+            # Nobody else is there to be given its share when it is through.
+            self.sent_s = now_s + amount_bytes / self._rate
+            self._version += 1
+            self._agenda.at(self.sent_s + self._latency_s, self._arrived, self._version)
+        else:
+            self._plan()
+
+    def leave_unseen(self) -> None:
+        """All is sent, but has not arrived; nobody shared the way."""
+        self._sending = False
+        del self.source.flows[self], self.sink.flows[self]
+        self.busy_s += self.sent_s - self._since_s
 
     def seal(self) -> None:
         """Nothing more will be added."""
@@ -128,7 +153,8 @@ class Flow:
 
     def _adapt(self, now_s: float) -> None:
         rate = self._share()
-        if rate != self._rate:
+        if rate != self._rate or self.sent_s < math.inf:
+            self.sent_s = math.inf
             self._settle(now_s)
             self._rate = rate
             self._plan()
@@ -156,5 +182,8 @@ class Flow:
             self._done(self)
 
     def _arrived(self, version: int) -> None:
-        if version == self._version:
-            self._done(self)
+        if version != self._version:
+            return
+        if self._sending:
+            self.leave_unseen()
+        self._done(self)

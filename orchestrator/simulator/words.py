@@ -2,8 +2,8 @@
 
 Said less often than live, where the core decides the same without it: of an answer the first token
 and then all others together, when it ends or its worker dies; credits as of an empty worker, from
-which the router takes off what it sent; and the load when requests come and go, no more often than
-a real worker says it. `docs/simulator.md` has the reasons.
+which the router takes off what it sent; and how quickly it works when requests come and go, but
+not what waits. `docs/simulator.md` has the reasons.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ from router.core.events import (
 from router.core.reasons import Reason
 from workers.engine.load import LoadMeter
 
-# How often a router hears of how quickly a worker works: as from the native engine while it learns,
-# then less often. What waits there it knows: it has sent it.
+# A router is told how quickly a worker works at most this often, as by the native engine; after
+# each change at first, then after so many: what it makes of that is an average in any case. What
+# waits at a worker it is not told: it has sent it.
 _NEWS_S = 0.1
-_LEARNING_NEWS = 40
-_SETTLED_NEWS_S = 1.0
+_LEARNING_NEWS = 16
+_CHANGES_PER_NEWS = 8
 _TICKET = HandoffTicket()  # the core passes tickets on unread; here the handle says it all
 _ZEROS = array("I", bytes(4 * 65536))
 
@@ -50,11 +51,25 @@ def _tokens(count: int) -> array[int]:
 class WorkerWords:
     """The voice of one worker. `meter` measures what it tells of its load."""
 
+    __slots__ = (
+        "_changes",
+        "_changes_per_news",
+        "_constant_bytes",
+        "_kind",
+        "_news",
+        "_next_news_s",
+        "_tell",
+        "_worker_id",
+        "meter",
+        "work_seen",
+    )
+
     def __init__(self, worker_id: str, tell: Callable[[Event], None], kind: WorkerKind) -> None:
         self._worker_id = worker_id
         self._tell = tell
         self.work_seen = 0
-        self._news = 0
+        self._news = self._changes = 0
+        self._changes_per_news = 1
         self._next_news_s = 0.0
         self._take_kind(kind)
 
@@ -152,9 +167,10 @@ class WorkerWords:
     def not_flipped(self, role: Role, reason: Reason, detail: str) -> None:
         self._tell(Flipped(self._worker_id, role, reason, detail))
 
-    def load(self, now_s: float) -> None:
-        """How quickly it works, if the last news of that is old enough."""
-        if now_s < self._next_news_s:
+    def changed(self, now_s: float) -> None:
+        """Prompts were read or answers ended: say how quickly it works, now and then."""
+        self._changes += 1
+        if now_s < self._next_news_s or self._changes < self._changes_per_news:
             return
         load = self.meter.news(
             now_s,
@@ -167,7 +183,10 @@ class WorkerWords:
         if load is None:
             return
         self._news += 1
-        self._next_news_s = now_s + (_NEWS_S if self._news < _LEARNING_NEWS else _SETTLED_NEWS_S)
+        self._changes = 0
+        self._next_news_s = now_s + _NEWS_S
+        if self._news == _LEARNING_NEWS:
+            self._changes_per_news = _CHANGES_PER_NEWS
         self._tell(
             LoadChanged(
                 self._worker_id,

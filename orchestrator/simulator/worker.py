@@ -9,6 +9,7 @@ there at once, and nothing has to happen when the time comes.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from orchestrator.simulator.links import Flow, Port
 from orchestrator.simulator.prefixes import PrefixCache
 from orchestrator.simulator.reading import Chunks, ReadingQueue
 from orchestrator.simulator.runs import Run, decode_run
-from orchestrator.simulator.speculation import AnswerSteps
+from orchestrator.simulator.speculation import answer_steps
 from orchestrator.simulator.words import WorkerWords
 from protos.tandem.v1 import common_pb2
 from router.core.events import Event, Role
@@ -61,8 +62,10 @@ class Worker:
         "_begun_s",
         "_busy",
         "_cache",
+        "_called_s",
         "_chunks",
         "_decode_s",
+        "_due_s",
         "_held_tokens",
         "_joining",
         "_leaving",
@@ -98,7 +101,7 @@ class Worker:
         self._joining: list[Job] = []
         self._leaving: list[Job] = []
         self._words = WorkerWords(worker_id, around.tell, kind)
-        self._answer_steps = AnswerSteps(kind.times.acceptance_length, kind.draft_tokens)
+        self._answer_steps = answer_steps(kind.times.acceptance_length, kind.draft_tokens)
         # What runs: `_steps` decode steps, or one step with chunks, after which `_due` comes. It
         # begins at `_begun_s`; where that is still to come, a step runs that the batch has counted.
         self._busy = False
@@ -106,6 +109,8 @@ class Worker:
         self._run: Run | None = None
         self._chunks: Chunks | None = None
         self._begun_s = 0.0
+        self._due_s = 0.0
+        self._called_s = math.inf  # when the agenda calls, at the latest when it is due
         self._decode_s = 0.0  # of a step with chunks, what it would take without them
         self._version = 0
 
@@ -188,7 +193,6 @@ class Worker:
         job.flow = None  # it knows the job: the cycle would have to be searched for
         self._words.handed_off(job, flow.total_bytes, flow.busy_s + self.kind.link_latency_s)
         self._forget(job)
-        self._words.load(self._agenda.now_s)
 
     def die(self) -> None:
         """Stop dead. What it has made until now has been sent."""
@@ -268,8 +272,7 @@ class Worker:
     def _wait(self) -> None:
         """Begin anew when the step that runs has ended, which the batch has counted."""
         self._run, self._steps = None, 0
-        self._version += 1
-        self._agenda.at(self._begun_s, self._due, self._version)
+        self._set_due(self._begun_s)
 
     def _take_out(self, job: Job) -> None:
         """A request that decodes leaves with the end of the step that runs."""
@@ -292,9 +295,7 @@ class Worker:
         self._begun_s = self._agenda.now_s
         self._busy = True
         if self._reading:
-            self._version += 1
-            due_s = self._begun_s + self._begin_chunks()
-            self._agenda.at(due_s, self._due, self._version)
+            self._set_due(self._begun_s + self._begin_chunks())
         elif self._batch.count:
             self._plan()
         else:
@@ -307,9 +308,17 @@ class Worker:
         run = self._run = decode_run(
             self.kind.times, batch.count, batch.context_tokens, batch.growth_tokens, steps
         )
-        self._steps = run.steps
-        self._version += 1
-        self._agenda.at(self._begun_s + run.end_s(run.steps), self._due, self._version)
+        steps = self._steps = run.steps
+        self._set_due(self._begun_s + run.end_s(steps))
+
+    def _set_due(self, due_s: float) -> None:
+        """Have `_due` come; where the agenda calls before, it is told again then: whoever joins
+        makes the next end later, so most changes of plan need no entry of their own."""
+        self._due_s = due_s
+        if due_s < self._called_s:
+            self._called_s = due_s
+            self._version += 1
+            self._agenda.at(due_s, self._due, self._version)
 
     def _decode(self, job: Job) -> None:
         left = job.answer_tokens - job.made_tokens
@@ -336,6 +345,11 @@ class Worker:
         """The end of what ran."""
         if version != self._version:
             return
+        if self._due_s > self._called_s:
+            self._called_s = self._due_s
+            self._agenda.at(self._due_s, self._due, version)
+            return
+        self._called_s = math.inf
         batch, run, chunks, steps = self._batch, self._run, self._chunks, self._steps
         finished: list[Job] = []
         if batch.count and steps:
@@ -360,7 +374,7 @@ class Worker:
             self._end(job)
         self._begin()
         if finished or chunks is not None:
-            self._words.load(self._agenda.now_s)
+            self._words.changed(self._agenda.now_s)
         if read and self._cache is not None:
             self._words.cache(*self._cache.take_changes())
 
@@ -390,9 +404,7 @@ class Worker:
         ready, is_last = times.handoff_bytes(job.read_tokens), not job.unread_tokens
         if not is_last:
             ready -= times.handoff_bytes(0.0)
-        flow.add(ready - flow.total_bytes)
-        if is_last:
-            flow.seal()
+        flow.add(ready - flow.total_bytes, is_last=is_last)
 
     def _end_reading(self, job: Job) -> None:
         """A prompt is read: it goes on elsewhere, has all it wanted, or decodes here."""

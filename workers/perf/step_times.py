@@ -72,7 +72,6 @@ class _Scores:
             count *= 2.0
         return best
 
-
     def is_one_part(self, parts: float) -> bool:
         """Whether nothing is overlapped, so that times are straight lines up to the window."""
         return self.latency_s == 0.0 or parts < 2.0
