@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from orchestrator.calibration.least_squares import not_negative
 from workers.perf.arrays import Floats
 from workers.perf.efficiency import IDEAL, KINDS, Efficiency, Kind
 from workers.perf.engine_times import PhaseModel
@@ -28,7 +29,6 @@ _CONSTANTS = ("step", "sequence", "prompt", "draft")
 _ROUNDS = 3
 _LEAST_MEASUREMENTS = 6
 _SLOWEST = 1e4
-_SWEEPS = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,27 +142,8 @@ def _solve(terms: Floats, seconds: Floats) -> Floats:
     """Coefficients: at least 1 for operations, at least 0 for constants."""
     least = np.array([1.0] * len(_names()) + [0.0] * len(_CONSTANTS))
     rest = np.maximum(seconds - terms @ least, 0.0)
-    more = _not_negative(terms / seconds[:, None], rest / seconds)
+    more = not_negative(terms / seconds[:, None], rest / seconds)
     return np.minimum(least + more, _SLOWEST)
-
-
-def _not_negative(matrix: Floats, target: Floats) -> Floats:
-    """argmin |matrix x - target| with x >= 0, by cyclic coordinate descent (Franc, Hlavac and
-    Navara, 2005)."""
-    scale = np.sqrt(np.sum(matrix**2, axis=0))
-    used = scale > 0.0
-    columns = matrix[:, used] / scale[used]
-    products = columns.T @ columns
-    slope = -columns.T @ target
-    values: Floats = np.zeros(columns.shape[1])
-    for _ in range(_SWEEPS):
-        for index in range(len(values)):
-            moved = max(values[index] - slope[index] / products[index, index], 0.0)
-            slope = slope + (moved - values[index]) * products[:, index]
-            values[index] = moved
-    result: Floats = np.zeros(matrix.shape[1])
-    result[used] = values / scale[used]
-    return result
 
 
 def _left_out_error(terms: Floats, seconds: Floats, index: int) -> float:

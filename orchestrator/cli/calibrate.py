@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -22,11 +24,64 @@ def calibrate(
     ),
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     threads: Annotated[int, typer.Option(min=1, help="Of the engine.")] = 1,
+    aiconfigurator: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Read tables that AIConfigurator published instead of measuring: .parquet files, "
+            "or folders of them."
+        ),
+    ] = None,
+    hardware: Annotated[
+        str | None, typer.Option(help="What those tables are of: h100, h200, b200 or gb200.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the profile as JSON.")] = False,
 ) -> None:
-    """Measure the native engine on this machine and fit how well it uses the processor."""
-    import json
+    """Fit how well software uses a machine: by measuring this one, or from published tables."""
+    if dtype not in ("float32", "bfloat16"):
+        raise UsageError(f"--dtype {dtype}: must be float32 or bfloat16")
+    if aiconfigurator:
+        text, summary = _from_tables(aiconfigurator, hardware)
+    else:
+        if hardware is not None:
+            raise UsageError(
+                f"--hardware {hardware}: only with --aiconfigurator; this machine is measured"
+            )
+        text, summary = _measured(model, dtype, threads)
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--output {output}: cannot be written: {error}") from error
+    note(f"wrote {output}")
+    if as_json:
+        print_json(json.loads(text))
+        return
+    print(summary)
+    print(f"use it with: tandem plan --profile {output} --model ... --gpus N ...")
 
+
+def _from_tables(paths: Sequence[Path], hardware: str | None) -> tuple[str, str]:
+    """The profile, and what to say of it."""
+    from orchestrator.calibration.table_fit import fit_tables
+    from orchestrator.calibration.tables import read_tables
+    from orchestrator.planner.profile import profile_text
+    from workers.perf.errors import PerfError
+    from workers.perf.hardware import known_hardware
+
+    if hardware is None:
+        raise UsageError("--aiconfigurator: say what the tables are of with --hardware")
+    try:
+        found = fit_tables(read_tables(paths), known_hardware(hardware))
+    except PerfError as error:
+        raise UsageError(f"--aiconfigurator: {error}") from error
+    errors = ", ".join(f"{name} {error:.0%}" for name, error in found.errors.items())
+    return (
+        profile_text(found.profile),
+        f"fitted; single operations are off by, on average over rows left out: {errors}",
+    )
+
+
+def _measured(model: Path | None, dtype: str, threads: int) -> tuple[str, str]:
+    """The profile of this machine, and what to say of it."""
     import torch
 
     from orchestrator.calibration.fit import fit
@@ -40,8 +95,6 @@ def calibrate(
     from workers.perf.precision import precision_named
 
     folder = checkpoint_folder(ModelSection().path if model is None else str(model), Path.cwd())
-    if dtype not in ("float32", "bfloat16"):
-        raise UsageError(f"--dtype {dtype}: must be float32 or bfloat16")
     try:
         spec = find_model(str(folder))
     except PerfError as error:
@@ -49,7 +102,7 @@ def calibrate(
     kept = torch.float32 if dtype == "float32" else torch.bfloat16
     with progress() as report:
         report("measuring the processor")
-        hardware = measure_cpu(threads, kept)
+        machine = measure_cpu(threads, kept)
         subject = Subject(
             model=folder,
             dtype="float32" if dtype == "float32" else "bfloat16",
@@ -60,20 +113,11 @@ def calibrate(
         measurements = measure(subject, report)
     precision = precision_named("fp32" if dtype == "float32" else "bf16")
     name = f"tandem calibrate ({spec.name}, {threads} threads)"
-    found = fit(spec, hardware, precision, measurements, name)
+    found = fit(spec, machine, precision, measurements, name)
     values = [one.values() for one in measurements]
-    text = profile_text(Profile(hardware, found.efficiency), values)
-    try:
-        output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--output {output}: cannot be written: {error}") from error
-    note(f"wrote {output}")
-    if as_json:
-        print_json(json.loads(text))
-        return
     off = abs(found.errors)
-    print(
+    return (
+        profile_text(Profile(machine, found.efficiency), values),
         f"{len(measurements)} steps of {spec.name}; predictions are off by {off.mean():.0%} on "
-        f"average and {off.max():.0%} at most on steps left out of the fit"
+        f"average and {off.max():.0%} at most on steps left out of the fit",
     )
-    print(f"use it with: tandem plan --model {folder} --profile {output} --gpus 2 ...")

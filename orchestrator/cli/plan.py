@@ -12,8 +12,8 @@ from orchestrator.cli.terminal import note, print_json
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
+    from orchestrator.planner.asking import Wishes
     from orchestrator.planner.plan import Plan
-    from orchestrator.planner.question import Question
 
 
 def plan(
@@ -50,77 +50,88 @@ def plan(
     ] = 95.0,
     profile: Annotated[Path | None, typer.Option(help="What `tandem calibrate` measured.")] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Write a picture: a name that ends in .html or .svg.")
+        Path | None, typer.Option(help="Write a picture: a .png, .html or .svg file.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Find layouts, batch sizes and worker counts for a model, a machine and latency targets."""
-    from orchestrator.planner.asking import Wishes, ask
-    from orchestrator.planner.plan import make_plan
+    from orchestrator.planner.asking import Wishes
     from orchestrator.planner.report import document
-    from workers.perf.errors import PerfError
 
     _check_plot(plot)
-    try:
-        question = ask(
-            Wishes(
-                model=model,
-                hardware=hardware,
-                devices=gpus,
-                isl=isl,
-                osl=osl,
-                ttft_ms=ttft_ms,
-                itl_ms=itl_ms,
-                requests_per_s=requests_per_s or None,
-                prefix_hit=prefix_hit,
-                acceptance=acceptance,
-                draft_tokens=draft_tokens,
-                trace=trace,
-                precision=precision,
-                percentile=percentile,
-                profile=profile,
-            )
-        )
-    except PerfError as error:
-        raise UsageError(str(error)) from error
-    began_s = time.perf_counter()
-    answer = make_plan(question)
-    seconds = time.perf_counter() - began_s
+    wishes = Wishes(
+        model=model,
+        hardware=hardware,
+        devices=gpus,
+        isl=isl,
+        osl=osl,
+        ttft_ms=ttft_ms,
+        itl_ms=itl_ms,
+        requests_per_s=requests_per_s or None,
+        prefix_hit=prefix_hit,
+        acceptance=acceptance,
+        draft_tokens=draft_tokens,
+        trace=trace,
+        precision=precision,
+        percentile=percentile,
+        profile=profile,
+    )
+    answer, seconds = _answer(wishes)
     if plot is not None:
         _write_plot(answer, plot)
     if as_json:
         print_json(document(answer, seconds))
     else:
-        _print(question, answer, seconds)
+        _print(answer, seconds)
     if answer.obstacle is not None:
         raise typer.Exit(3)
 
 
+def _answer(wishes: Wishes) -> tuple[Plan, float]:
+    """The plan, and how long the search took."""
+    from orchestrator.planner.asking import ask
+    from orchestrator.planner.plan import make_plan
+    from workers.perf.errors import PerfError
+
+    try:
+        question = ask(wishes)
+    except PerfError as error:
+        raise UsageError(str(error)) from error
+    began_s = time.perf_counter()
+    answer = make_plan(question)
+    return answer, time.perf_counter() - began_s
+
+
 def _check_plot(plot: Path | None) -> None:
-    if plot is not None and plot.suffix not in (".html", ".svg"):
-        raise UsageError(
-            f"--plot {plot}: pictures are written as .html or .svg",
-            "a browser opens either; convert the .svg if you need a .png",
-        )
+    if plot is not None and plot.suffix not in (".html", ".png", ".svg"):
+        raise UsageError(f"--plot {plot}: pictures are written as .html, .png or .svg")
 
 
 def _write_plot(answer: Plan, path: Path) -> None:
-    from orchestrator.planner.picture import drawing, page
-
-    text = page(answer) if path.suffix == ".html" else drawing(answer)
     try:
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(_picture(answer, path.suffix))
     except OSError as error:
         raise UsageError(f"--plot {path}: cannot be written: {error}") from error
     note(f"wrote {path}")
 
 
-def _print(question: Question, answer: Plan, seconds: float) -> None:
+def _picture(answer: Plan, suffix: str) -> bytes:
+    if suffix == ".png":
+        from orchestrator.planner.png import png
+
+        return png(answer)
+    from orchestrator.planner.picture import drawing, page
+
+    return (page(answer) if suffix == ".html" else drawing(answer)).encode()
+
+
+def _print(answer: Plan, seconds: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
     from orchestrator.planner.words import summary_lines
 
+    question = answer.question
     console = Console(highlight=False)
     console.print(
         f"{question.model.name} ({question.model.parameters / 1e9:.1f} B, "

@@ -5,96 +5,54 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
+from orchestrator.cli import simulate_flags as flags
 from orchestrator.cli.terminal import note, print_json
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
+    from orchestrator.simulator.cluster import Cluster
     from orchestrator.simulator.results import Results
-    from orchestrator.simulator.simulation import Watch
+    from orchestrator.simulator.scenario import Moment
+    from orchestrator.simulator.simulation import Settings, Watch
+    from orchestrator.simulator.trace import TraceRequest
     from router.core.policy import Policy
 
 
 def simulate(
-    trace: Annotated[Path, typer.Option(help="Requests: a Mooncake, Azure or BurstGPT trace.")],
-    cluster: Annotated[
-        Path, typer.Option(help="cluster.yaml, or plan.json from `tandem plan --json`.")
-    ],
-    form: Annotated[
-        str, typer.Option("--format", help="auto, mooncake, azure or burstgpt.")
-    ] = "auto",
-    model: Annotated[
-        str | None,
-        typer.Option(help="Built-in model or folder with a config.json; that of --cluster."),
-    ] = None,
-    hardware: Annotated[
-        str | None, typer.Option(help="h100, h200, b200 or gb200; that of a plan.")
-    ] = None,
-    precision: Annotated[str, typer.Option(help="As in `tandem plan`.")] = "auto",
-    profile: Annotated[Path | None, typer.Option(help="What `tandem calibrate` measured.")] = None,
-    requests_per_s: Annotated[
-        float | None,
-        typer.Option(min=1e-6, help="Poisson arrivals at this rate instead of the trace's."),
-    ] = None,
-    speedup: Annotated[
-        float, typer.Option(min=1e-6, help="The trace's arrivals so many times as fast.")
-    ] = 1.0,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many requests.")] = None,
-    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
-    scenario: Annotated[
-        Path | None, typer.Option(help="Deaths, drains, flips and so on at given moments.")
-    ] = None,
-    gpus: Annotated[
-        int | None,
-        typer.Option(min=1, help="That workers can start on; more workers wait (Pending)."),
-    ] = None,
-    cold_start_s: Annotated[float, typer.Option(min=0.0, help="Of a worker.")] = 60.0,
-    prefix_cache: Annotated[
-        bool, typer.Option(help="Cache prefixes, where the trace names them.")
-    ] = True,
-    step_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens of one engine step.")
-    ] = None,
-    acceptance: Annotated[
-        float | None,
-        typer.Option(min=1.0, help="Acceptance length at the decode.draft_tokens of a YAML file."),
-    ] = None,
-    queue_limit: Annotated[
-        int, typer.Option(min=1, help="Requests that may wait in the router.")
-    ] = 1024,
-    patience: Annotated[
-        float,
-        typer.Option(min=0.0, help="Shed what would wait more than so many TTFT targets."),
-    ] = 10.0,
-    every_token: Annotated[
-        bool,
-        typer.Option("--every-token", help="Step by step, as a check of the closed forms; slow."),
-    ] = False,
-    event_log: Annotated[
-        Path | None,
-        typer.Option(help="Record what the core was told, for `python -m router.replay`."),
-    ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a report with plots.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    trace: flags.Trace,
+    cluster: flags.ClusterFile,
+    form: flags.Form = "auto",
+    model: flags.Model = None,
+    hardware: flags.Hardware = None,
+    precision: flags.Precision = "auto",
+    profile: flags.ProfileFile = None,
+    requests_per_s: flags.Rate = None,
+    speedup: flags.Speedup = 1.0,
+    limit: flags.Limit = None,
+    seed: flags.Seed = 0,
+    scenario: flags.ScenarioFile = None,
+    gpus: flags.Gpus = None,
+    cold_start_s: flags.ColdStart = 60.0,
+    prefix_cache: flags.PrefixCache = True,
+    step_tokens: flags.StepTokens = None,
+    acceptance: flags.Acceptance = None,
+    queue_limit: flags.QueueLimit = 1024,
+    patience: flags.Patience = 10.0,
+    every_token: flags.EveryToken = False,
+    event_log: flags.EventLog = None,
+    html: flags.Html = None,
+    as_json: flags.AsJson = False,
 ) -> None:
     """Run a trace through the router's own core on a simulated cluster."""
     from orchestrator.simulator.building import Options, read_cluster
-    from orchestrator.simulator.results import Results
     from orchestrator.simulator.scenario import read_scenario
-    from orchestrator.simulator.simulation import Settings, Simulation
-    from orchestrator.simulator.trace import FORMATS, at_rate, read_trace, sped_up
+    from orchestrator.simulator.simulation import Settings
     from workers.perf.errors import PerfError
 
-    known = {name: name for name in FORMATS}
-    if form not in known:
-        raise UsageError(f"--format {form}: must be one of {', '.join(FORMATS)}")
-    if requests_per_s is not None and speedup != 1.0:
-        raise UsageError("--requests-per-s and --speedup both say when requests come; give one")
     options = Options(
         gpus, cold_start_s, prefix_cache, step_tokens, acceptance, queue_limit, patience
     )
@@ -102,11 +60,7 @@ def simulate(
         one = read_cluster(cluster, model, hardware, precision, profile, options)
     except PerfError as error:
         raise UsageError(str(error)) from error
-    requests = read_trace(trace, known[form], limit)
-    if requests_per_s is not None:
-        requests = at_rate(requests, requests_per_s, seed)
-    elif speedup != 1.0:
-        requests = sped_up(requests, speedup)
+    requests = _requests(trace, form, limit, requests_per_s, speedup, seed)
     if event_log is not None and prefix_cache and any(one.hash_ids for one in requests):
         raise UsageError(
             "--event-log: this trace names prefixes but has no tokens, from which a replay would "
@@ -114,17 +68,51 @@ def simulate(
             "add --no-prefix-cache",
         )
     moments = [] if scenario is None else read_scenario(scenario)
-    settings = Settings(seed=seed, every_token=every_token)
-    began_s = time.perf_counter()
-    with _progress_bar(len(requests)) as advance, _recording(event_log, one.policy) as watch:
-        outcome = Simulation(one, requests, moments, settings, watch=watch).run(advance)
-    results = Results.of(one, outcome, len(requests), time.perf_counter() - began_s)
+    results = _run(one, requests, moments, Settings(seed=seed, every_token=every_token), event_log)
     if html is not None:
         _write_page(results, html, trace)
     if as_json:
         print_json(results.document())
     else:
         _print(results)
+
+
+def _requests(
+    path: Path,
+    form: str,
+    limit: int | None,
+    requests_per_s: float | None,
+    speedup: float,
+    seed: int,
+) -> list[TraceRequest]:
+    """Those of a trace, when they are to come."""
+    from orchestrator.simulator.trace import FORMATS, at_rate, read_trace, sped_up
+
+    known = {name: name for name in FORMATS}
+    if form not in known:
+        raise UsageError(f"--format {form}: must be one of {', '.join(FORMATS)}")
+    if requests_per_s is not None and speedup != 1.0:
+        raise UsageError("--requests-per-s and --speedup both say when requests come; give one")
+    requests = read_trace(path, known[form], limit)
+    if requests_per_s is not None:
+        return at_rate(requests, requests_per_s, seed)
+    return requests if speedup == 1.0 else sped_up(requests, speedup)
+
+
+def _run(
+    cluster: Cluster,
+    requests: list[TraceRequest],
+    moments: Sequence[Moment],
+    settings: Settings,
+    event_log: Path | None,
+) -> Results:
+    from orchestrator.simulator.results import Results
+    from orchestrator.simulator.simulation import Simulation
+
+    began_s = time.perf_counter()
+    with _progress_bar(len(requests)) as advance, _recording(event_log, cluster.policy) as watch:
+        outcome = Simulation(cluster, requests, moments, settings, watch=watch).run(advance)
+    return Results.of(cluster, outcome, len(requests), time.perf_counter() - began_s)
 
 
 def _write_page(results: Results, path: Path, trace: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import html
+import textwrap
 from collections.abc import Sequence
 
 from orchestrator.drawing import (
     BLUE,
     GREY,
+    INK,
     RED,
     Box,
     LogScale,
@@ -18,11 +20,16 @@ from orchestrator.drawing import (
     line,
     svg,
 )
+from orchestrator.planner.labels import Label, chosen_label, labels
 from orchestrator.planner.plan import Plan
 from orchestrator.planner.report import gain_over_colocated
 from orchestrator.planner.words import summary_lines
 
-_BOX = Box(860, 520, 84, 24, 24, 64)
+_BOX = Box(960, 600, 84, 24, 24, 64)
+_LABEL_WIDTH, _LABEL_PIXELS, _LINE_PIXELS = 34, 200, 13
+_ABOVE, _CHOSEN_ABOVE = 16.0, 40.0
+# Room above the highest point for what is written there.
+_HEADROOM = 2.2
 
 Curve = Sequence[tuple[float, float]]
 
@@ -47,7 +54,8 @@ def drawing(plan: Plan) -> str:
     if not both:
         return "<p>No candidate meets the TTFT target, so there is nothing to draw.</p>"
     x = LogScale.around([point[0] for point in both], *_BOX.span_x)
-    y = LogScale.around([point[1] for point in both], *_BOX.span_y)
+    gpus = [point[1] for point in both]
+    y = LogScale.around([min(gpus), max(gpus) * _HEADROOM], *_BOX.span_y)
     parts = [
         *axes(
             _BOX,
@@ -61,8 +69,11 @@ def drawing(plan: Plan) -> str:
     ]
     if plan.question.targets.itl_s > 0.0:
         parts += _target(1.0 / plan.question.targets.itl_s, x)
-    if plan.chosen is not None:
-        parts += _mark(plan.chosen.tokens_per_s_user, plan.chosen.tokens_per_s_gpu, x, y)
+    for label in labels(plan):
+        parts += _write(label, x, y)
+    chosen = chosen_label(plan)
+    if chosen is not None and _is_inside(chosen, x, y):
+        parts += _mark(chosen, x, y)
     parts += _legend(bool(other))
     return svg(_BOX, "tokens per second and GPU over tokens per second and user", parts)
 
@@ -82,12 +93,41 @@ def _target(user: float, x: LogScale) -> list[str]:
     ]
 
 
-def _mark(user: float, gpu: float, x: LogScale, y: LogScale) -> list[str]:
-    if gpu <= 0.0 or not (x.low <= user <= x.high and y.low <= gpu <= y.high):
-        return []
+def _is_inside(label: Label, x: LogScale, y: LogScale) -> bool:
+    return x.low <= label.user <= x.high and y.low <= label.gpu <= y.high
+
+
+def _mark(chosen: Label, x: LogScale, y: LogScale) -> list[str]:
     return [
-        f'<circle cx="{x.at(user):.1f}" cy="{y.at(gpu):.1f}" r="7" fill="none" '
-        f'stroke="{RED}" stroke-width="2.5"/>'
+        f'<circle cx="{x.at(chosen.user):.1f}" cy="{y.at(chosen.gpu):.1f}" r="7" fill="none" '
+        f'stroke="{RED}" stroke-width="2.5"/>',
+        *_write(chosen, x, y, RED, _CHOSEN_ABOVE),
+    ]
+
+
+def _write(
+    label: Label, x: LogScale, y: LogScale, colour: str = INK, above: float = _ABOVE
+) -> list[str]:
+    """In lines to the upper right of a point or, near the edge, to its lower left: curves fall, so
+    both are free."""
+    at_x, at_y = x.at(label.user), y.at(label.gpu)
+    rows = textwrap.wrap(label.text, _LABEL_WIDTH)
+    if at_x > _BOX.width - _BOX.right - _LABEL_PIXELS:
+        anchor, shift, top = "end", -10, at_y + _LINE_PIXELS
+        drop = []
+    else:
+        anchor, shift, top = "start", 4, at_y - above - _LINE_PIXELS * (len(rows) - 1)
+        drop = [
+            f'<line x1="{at_x:.1f}" y1="{at_y - 8:.1f}" x2="{at_x:.1f}" '
+            f'y2="{at_y - above + 4:.1f}" stroke="{GREY}"/>'
+        ]
+    return [
+        *drop,
+        *(
+            f'<text x="{at_x + shift:.1f}" y="{top + _LINE_PIXELS * number:.1f}" font-size="10.5" '
+            f'fill="{colour}" text-anchor="{anchor}">{html.escape(row)}</text>'
+            for number, row in enumerate(rows)
+        ),
     ]
 
 

@@ -53,6 +53,7 @@ class _Shares(BaseModel):
     draft_s: float = Field(ge=0)
     error: float | None
     notes: dict[str, str] = {}
+    operations_s: dict[Kind, float] = {}
 
 
 class _File(BaseModel):

@@ -6,6 +6,7 @@ Times that are equal keep the order in which they were entered, so a run is the 
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable
 
 
@@ -33,8 +34,13 @@ class Agenda:
 
     def advance(self) -> bool:
         """Go to the next entry and do it; False when there is none."""
-        if not self._heap:
+        return self.advance_before(math.inf)
+
+    def advance_before(self, time_s: float) -> bool:
+        """Go to the next entry and do it; False when there is none earlier than `time_s`."""
+        heap = self._heap
+        if not heap or heap[0][0] >= time_s:
             return False
-        self.now_s, _, action, version = heapq.heappop(self._heap)
+        self.now_s, _, action, version = heapq.heappop(heap)
         action(version)
         return True

@@ -14,6 +14,8 @@ from orchestrator.simulator.jobs import Job
 class Batch:
     """Who decodes. Contexts and growth are of all members together, in tokens."""
 
+    __slots__ = ("_ends", "context_tokens", "count", "growth_tokens", "step")
+
     def __init__(self) -> None:
         self.count = 0
         self.step = 0  # steps that have ended
@@ -23,21 +25,24 @@ class Batch:
 
     def join(self, job: Job, steps: int) -> None:
         """From the next step on a request makes what is left of its answer, in so many steps."""
-        job.begin_step, job.end_step = self.step, self.step + steps
-        job.per_step = (job.answer_tokens - job.made_tokens) / steps
+        begin = job.begin_step = self.step
+        end = job.end_step = begin + steps
+        per_step = job.per_step = (job.answer_tokens - job.made_tokens) / steps
         self.count += 1
         self.context_tokens += job.context_tokens
-        self.growth_tokens += job.per_step
-        heapq.heappush(self._ends, (job.end_step, job.handle, job))
+        self.growth_tokens += per_step
+        heapq.heappush(self._ends, (end, job.handle, job))
 
     def leave(self, job: Job) -> None:
         """Between two steps a request goes."""
         self.count -= 1
-        self.context_tokens -= job.context_tokens + (self.step - job.begin_step) * job.per_step
-        self.growth_tokens -= job.per_step
         if not self.count:
             # What rounding has left would add up.
             self.context_tokens = self.growth_tokens = 0.0
+            return
+        per_step = job.per_step
+        self.context_tokens -= job.context_tokens + (self.step - job.begin_step) * per_step
+        self.growth_tokens -= per_step
 
     def steps_to_next_end(self) -> int:
         """Until somebody finishes."""
@@ -46,12 +51,18 @@ class Batch:
             heapq.heappop(ends)
         return ends[0][0] - self.step
 
-    def advance(self, steps: int) -> list[Job]:
-        """So many steps have ended; those that are finished leave, in the order of handles."""
+    def pass_steps(self, steps: int) -> None:
+        """So many steps end, with nobody's answer."""
         self.step += steps
         self.context_tokens += self.growth_tokens * steps
-        ends, done = self._ends, []
-        while ends and ends[0][0] <= self.step:
+
+    def advance(self, steps: int) -> list[Job]:
+        """So many steps have ended; those that are finished leave, in the order of handles."""
+        step = self.step = self.step + steps
+        self.context_tokens += self.growth_tokens * steps
+        ends = self._ends
+        done: list[Job] = []
+        while ends and ends[0][0] <= step:
             job = heapq.heappop(ends)[2]
             if job.live:
                 done.append(job)

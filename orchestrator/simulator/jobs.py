@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from orchestrator.simulator.links import Flow
 
 
-@dataclass(slots=True, eq=False)
 class Job:
     """One request in one worker.
 
@@ -21,31 +18,49 @@ class Job:
         hands_off: the prompt is read for another worker.
         context_tokens: when it begins to decode.
         names: of the prefixes of the prompt's blocks, for the cache.
+        live: the worker still has it.
         read_tokens: of the prompt, cached or read so far.
+        cached_tokens: of the prompt, that need not be read.
+        started_s, prefill_s: when reading began, and how long it took.
+        flow: its state on the way to another worker.
         made_tokens: of the answer, when it began to decode; `told_tokens` the router knows of.
         begin_step, end_step, per_step: of its decoding; tokens in a step.
     """
 
-    handle: int
-    prompt_tokens: int
-    first_index: int
-    answer_tokens: int
-    hold_tokens: int
-    priority: int
-    hands_off: bool
-    context_tokens: int
-    names: tuple[int, ...] = ()
-    live: bool = True
-    read_tokens: int = 0
-    cached_tokens: int = 0
-    started_s: float = -1.0
-    prefill_s: float = 0.0
+    # What few jobs ever change is of the class: two of these are made for every request.
+    live = True
+    read_tokens = 0
+    cached_tokens = 0
+    started_s = -1.0
+    prefill_s = 0.0
     flow: Flow | None = None
-    made_tokens: int = 0
-    told_tokens: int = 0
-    begin_step: int = -1
-    end_step: int = -1
-    per_step: float = 1.0
+    made_tokens = 0
+    told_tokens = 0
+    begin_step = -1
+    end_step = -1
+    per_step = 1.0
+
+    def __init__(
+        self,
+        handle: int,
+        prompt_tokens: int,
+        first_index: int,
+        answer_tokens: int,
+        hold_tokens: int,
+        priority: int,
+        hands_off: bool,
+        context_tokens: int,
+        names: tuple[int, ...] = (),
+    ) -> None:
+        self.handle = handle
+        self.prompt_tokens = prompt_tokens
+        self.first_index = first_index
+        self.answer_tokens = answer_tokens
+        self.hold_tokens = hold_tokens
+        self.priority = priority
+        self.hands_off = hands_off
+        self.context_tokens = context_tokens
+        self.names = names
 
     @property
     def decodes(self) -> bool:
@@ -59,4 +74,5 @@ class Job:
         """Tokens of the answer made here until the end of a decode step."""
         if step >= self.end_step:
             return self.answer_tokens
-        return self.made_tokens + int((step - self.begin_step) * self.per_step + 1e-9)
+        steps = max(step - self.begin_step, 0)
+        return self.made_tokens + int(steps * self.per_step + 1e-9)

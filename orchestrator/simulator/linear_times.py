@@ -5,9 +5,11 @@ With them a simulation is of a cluster of `engine: simulated` workers, which can
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from workers.engine.simulated.times import LinearTimes
+from workers.perf.step_times import Piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,10 @@ class LinearStepTimes:
             + context_tokens * linear.context_token_us
         )
         return linear.step_ms / 1e3 + micros / 1e6
+
+    def decode_pieces(self, sequences: int) -> tuple[Piece, ...]:
+        """As `runs.Times`: one piece."""
+        return (Piece(math.inf, self.step_s(sequences, 0.0), self.linear.context_token_us / 1e6),)
 
     def handoff_bytes(self, prompt_tokens: float) -> float:
         """As `runs.Times`."""

@@ -29,6 +29,12 @@ from orchestrator.simulator.results import PERCENTILES, Results, rate_of
 _WIDE = Box(860, 280, 84, 24, 40, 56)
 # Curves of distributions have so many points.
 _POINTS = 200
+# A target beyond the slowest request is drawn when it is no further than this.
+_SHOWN_WITHIN = 20.0
+_EXPLAINED = (
+    "<p>Busy: the share of prefill workers that read, and of decode slots that are taken. Matched "
+    "ratio: the smaller of the two over the larger, 1 when neither pool idles behind the other.</p>"
+)
 
 
 def page(results: Results, title: str) -> str:
@@ -78,10 +84,11 @@ def page(results: Results, title: str) -> str:
             "</ul>",
             latency_table(results),
             "<h2>TTFT</h2>",
-            _distribution(rows.ttft_ms, targets.ttft_s * 1e3, "TTFT in ms"),
+            _distribution(rows.ttft_ms, targets.name, targets.ttft_s * 1e3, "TTFT in ms"),
             "<h2>Mean ITL of a request</h2>",
-            _distribution(rows.itl_ms, targets.itl_s * 1e3, "ITL in ms"),
+            _distribution(rows.itl_ms, targets.name, targets.itl_s * 1e3, "ITL in ms"),
             "<h2>Over time</h2>",
+            _EXPLAINED,
             queue,
             rates,
             busy,
@@ -154,7 +161,7 @@ def _timeline(label: str, curves: Sequence[tuple[str, str, str, Curve]]) -> str:
     return svg(_WIDE, f"{label} over time", parts)
 
 
-def _distribution(values: Sequence[float], target: float, label: str) -> str:
+def _distribution(values: Sequence[float], name: str, target: float, label: str) -> str:
     """The share of requests that were at least as quick, over time on a logarithmic axis."""
     column = np.sort(np.asarray(values, np.float64))
     column = column[column > 0.0]
@@ -162,12 +169,22 @@ def _distribution(values: Sequence[float], target: float, label: str) -> str:
         return "<p>No request has one.</p>"
     shares = np.linspace(0.0, 1.0, _POINTS)
     quick = np.quantile(column, shares)
-    x = LogScale.around([float(quick[0]), float(quick[-1])], *_WIDE.span_x)
+    ends = [float(quick[0]), float(quick[-1])]
+    if ends[0] / _SHOWN_WITHIN < target < ends[1] * _SHOWN_WITHIN:
+        ends = [min(ends[0], target), max(ends[1], target)]
+    x = LogScale.around(ends, *_WIDE.span_x)
     y = LinearScale(0.0, 1.0, *_WIDE.span_y)
     parts = axes(_WIDE, x, y, label, "share of requests")
     curve = list(zip(quick.tolist(), shares.tolist(), strict=True))
     parts += line(curve, x, y, BLUE)
     if x.low < target < x.high:
         parts += line([(target, 0.0), (target, 1.0)], x, y, RED, "2 3")
-        parts.append(f'<text x="{x.at(target) + 5:.1f}" y="{_WIDE.top + 14}">target</text>')
+        at, low = x.at(target), _WIDE.height - _WIDE.bottom - 8
+        # To the left of the line where there is no room to its right.
+        is_left = at > _WIDE.width * 0.75
+        shift, anchor = (-5, "end") if is_left else (5, "start")
+        parts.append(
+            f'<text x="{at + shift:.1f}" y="{low}" text-anchor="{anchor}">'
+            f"{html.escape(f'target of {name}: {target:g} ms')}</text>"
+        )
     return svg(_WIDE, f"distribution of {label}", parts)

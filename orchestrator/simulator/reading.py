@@ -22,8 +22,14 @@ class Chunks(NamedTuple):
     mean_context: float
 
 
+def _order(job: Job) -> tuple[int, int]:
+    return (job.priority, job.handle)
+
+
 class ReadingQueue:
     """Owns the order of prompts."""
+
+    __slots__ = ("_begun", "_cache", "_waiting", "unread_tokens")
 
     def __init__(self, cache: PrefixCache | None) -> None:
         self._cache = cache
@@ -36,8 +42,12 @@ class ReadingQueue:
 
     def add(self, job: Job) -> None:
         """A prompt that nothing was read of."""
-        bisect.insort(self._waiting, job, key=lambda other: (other.priority, other.handle))
         self.unread_tokens += job.prompt_tokens
+        waiting = self._waiting
+        if not waiting or _order(waiting[-1]) < _order(job):
+            waiting.append(job)
+        else:
+            bisect.insort(waiting, job, key=_order)
 
     def remove(self, job: Job) -> None:
         """Take a prompt out, if it is here."""
@@ -48,22 +58,25 @@ class ReadingQueue:
 
     def chunks(self, budget: int, now_s: float) -> Chunks:
         """The next step's; there must be something to read."""
-        left = sum(job.unread_tokens for job in self._begun)
-        while self._waiting and left < budget:
-            job = self._waiting.pop(0)
+        begun, waiting = self._begun, self._waiting
+        left = sum([job.prompt_tokens - job.read_tokens for job in begun]) if begun else 0
+        while waiting and left < budget:
+            job = waiting.pop(0)
             job.started_s = now_s
             if self._cache is not None and job.names:
                 job.read_tokens = job.cached_tokens = self._cache.longest(
                     job.names, job.prompt_tokens
                 )
                 self.unread_tokens -= job.cached_tokens
-            self._begun.append(job)
-            left += job.unread_tokens
+            begun.append(job)
+            left += job.prompt_tokens - job.read_tokens
         parts, total, pairs = [], 0, 0.0
-        for job in self._begun:
-            tokens = min(budget - total, job.unread_tokens)
-            if tokens <= 0:
-                break
+        for job in begun:
+            tokens = job.prompt_tokens - job.read_tokens
+            if tokens > budget - total:
+                tokens = budget - total
+                if not tokens:
+                    break
             parts.append((job, tokens))
             total += tokens
             pairs += tokens * (job.read_tokens + tokens / 2.0)
@@ -77,7 +90,7 @@ class ReadingQueue:
                 continue
             job.read_tokens += tokens
             self.unread_tokens -= tokens
-            if not job.unread_tokens:
+            if job.read_tokens == job.prompt_tokens:
                 job.prefill_s = now_s - job.started_s
                 self._begun.remove(job)
                 if self._cache is not None and job.names:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple, Protocol
 
+from workers.perf.step_times import Piece
+
 # A run is cut where the middle of it is off the straight line by more than this share.
 _STRAIGHT = 1e-9
 
@@ -33,6 +35,10 @@ class Times(Protocol):
     ) -> float:
         """Seconds of a step that decodes `sequences` requests with `context_tokens` cached tokens
         together, and reads prompts that attend to `prompt_context` tokens on average."""
+
+    def decode_pieces(self, sequences: int) -> tuple[Piece, ...]:
+        """`step_s` of steps that only decode as straight pieces over `context_tokens`, in order;
+        empty where they are not known as such."""
 
     def handoff_bytes(self, prompt_tokens: float) -> float:
         """Bytes of a prompt's state."""
@@ -81,6 +87,19 @@ def decode_run(
         growth_tokens: that each step adds to the contexts, all together.
         steps: until the batch changes.
     """
+    for most_context, base_s, slope_s in times.decode_pieces(sequences):
+        if context_tokens < most_context:
+            inside = (most_context - context_tokens) / growth_tokens
+            if inside < steps - 1:
+                steps = int(inside) + 1
+            return Run(steps, base_s + slope_s * context_tokens, slope_s * growth_tokens)
+    return _probed(times, sequences, context_tokens, growth_tokens, steps)
+
+
+def _probed(
+    times: Times, sequences: int, context_tokens: float, growth_tokens: float, steps: int
+) -> Run:
+    """As `decode_run`, where only single steps can be asked for."""
     first_s = times.step_s(sequences, context_tokens)
     while steps > 1:
         last_s = times.step_s(sequences, context_tokens + growth_tokens * (steps - 1))

@@ -6,11 +6,11 @@ done here: each event goes to the core in order, each of its instructions to the
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeAlias
 
 from orchestrator.simulator.agenda import Agenda
@@ -125,6 +125,7 @@ class Simulation:
         self._tick_s: float | None = None
         self._disturbed = False  # something may wait for time to pass
         self._arrived = self._ended = 0
+        self._arrival_s = math.inf  # of the next request
         self._last_end_s = 0.0
         self._events = 0
         self._scenario = deque(scenario)
@@ -134,7 +135,7 @@ class Simulation:
         self._pools.begin()
         self._drain_inbox()
         agenda = self._agenda
-        agenda.at(self._trace[0].at_s, self._arrive)
+        self._arrival_s = self._trace[0].at_s
         span_s = max(self._trace[-1].at_s, 1.0)
         self._sample_s = span_s / self._settings.samples
         agenda.at(0.0, self._sample)
@@ -155,49 +156,56 @@ class Simulation:
         )
 
     def _run_to_end(self, progress: Callable[[int], object], sweeper: Sweeper) -> None:
+        agenda, inbox = self._agenda, self._inbox
         told, all_of_them = 0, len(self._trace)
         while self._ended < all_of_them:
-            if not self._agenda.advance():
-                raise RuntimeError("nothing will happen any more, but requests have not ended")
-            if self._inbox:
+            # Arrivals are in order already, so they do not go through the agenda.
+            if not agenda.advance_before(self._arrival_s):
+                if self._arrival_s == math.inf:
+                    raise RuntimeError("nothing will happen any more, but requests have not ended")
+                agenda.now_s = self._arrival_s
+                self._arrive()
+            if inbox:
                 self._drain_inbox()
-            if self._ended - told >= 1000:
-                told = self._ended
-                progress(told)
-                sweeper.note(told)
+                if self._ended - told >= 1000:
+                    told = self._ended
+                    progress(told)
+                    sweeper.note(told)
 
     def _drain_inbox(self) -> None:
         """Have the core take what was said, and do what it asks for, until nothing is left."""
-        inbox, handle, now_s = self._inbox, self._core.handle, self._agenda.now_s
+        inbox, handle, execute = self._inbox, self._core.handle, self._execute
+        now_s, watch, events = self._agenda.now_s, self._watch, 0
         while inbox:
             event = inbox.popleft()
-            self._events += 1
+            events += 1
             instructions = handle(event, now_s)
-            if self._watch is not None:
-                self._watch(event, now_s, instructions)
+            if watch is not None:
+                watch(event, now_s, instructions)
             for instruction in instructions:
-                self._execute(instruction)
+                if type(instruction) is not Deliver:
+                    execute(instruction)
             if type(event) is Drained and self._pools.drained(event.worker_id):
                 self._gone(event.worker_id, "it was drained to go")
+        self._events += events
         if self._disturbed:
             self._set_tick()
 
     def _execute(self, instruction: Instruction) -> None:
-        if isinstance(instruction, Deliver):
-            return
         if isinstance(instruction, Finish):
             self._finish(instruction)
+            return
+        if isinstance(instruction, Deliver):
             return
         worker = self._pools.workers.get(instruction.worker_id)
         if worker is None:
             return  # it died at this very moment; the core hears of it next
         match instruction:
+            case SendPrefill():
+                worker.prefill(self._prompt(instruction))
             case SendReserve():
                 self._decoders[instruction.handle] = worker
-                worker.reserve(self._job(instruction, hands_off=False, reads=False))
-            case SendPrefill():
-                hands_off = instruction.ticket is not None
-                worker.prefill(self._job(instruction, hands_off=hands_off, reads=True))
+                worker.reserve(self._answer(instruction))
             case SendCancel():
                 self._decoders.pop(instruction.handle, None)
                 worker.cancel(instruction.handle, instruction.reason)
@@ -215,74 +223,82 @@ class Simulation:
         self._ended += 1
         self._last_end_s = self._agenda.now_s
 
-    def _job(self, order: SendReserve | SendPrefill, *, hands_off: bool, reads: bool) -> Job:
-        """What an instruction asks of a worker."""
+    def _answer(self, order: SendReserve) -> Job:
+        """An answer to be decoded whose prompt another worker reads."""
         request = self._trace[int(order.request_id)]
-        made = len(order.generated)
+        made, wanted = len(order.generated), request.answer_tokens
+        prompt = request.prompt_tokens + made
+        # Prefill makes the first token of an answer that has none.
+        first = made or 1
+        return Job(
+            order.handle,
+            prompt,
+            first,
+            wanted - first,
+            request.prompt_tokens + wanted,
+            self._ranks.get(request.class_name, 0),
+            False,
+            prompt if made else prompt + 1,
+        )
+
+    def _prompt(self, order: SendPrefill) -> Job:
+        """A prompt to be read, for another worker or for an answer that is decoded here."""
+        request = self._trace[int(order.request_id)]
+        made, wanted = len(order.generated), request.answer_tokens
         prompt, left = request.prompt_tokens + made, request.answer_tokens - made
-        hold = request.prompt_tokens + request.answer_tokens
-        first = made
-        if not reads:
-            # Prefill makes the first token of an answer that has none.
-            first, left = (made, left) if made else (1, left - 1)
-        elif hands_off:
+        hands_off, hold = order.ticket is not None, request.prompt_tokens + wanted
+        if hands_off:
             hold = prompt
-            if left > 1 or made:
-                left = 0 if made else 1
+            if made:
+                left = 0
+            elif left > 1:
+                left = 1
             else:
                 hands_off = False  # its first token is its last
         return Job(
-            handle=order.handle,
-            prompt_tokens=prompt,
-            first_index=first,
-            answer_tokens=left,
-            hold_tokens=hold,
-            priority=self._ranks.get(request.class_name, 0),
-            hands_off=hands_off,
-            context_tokens=prompt + (0 if made and not reads else 1),
-            names=request.block_names if reads and self._caches else (),
+            order.handle,
+            prompt,
+            made,
+            left,
+            hold,
+            self._ranks.get(request.class_name, 0),
+            hands_off,
+            prompt + 1,
+            request.block_names if self._caches else (),
         )
 
     def _open_flow(self, source: Worker, job: Job) -> Flow | None:
-        sink = self._decoders.pop(job.handle, None)
-        if sink is None or job.handle not in sink.jobs:
+        handle = job.handle
+        sink = self._decoders.pop(handle, None)
+        if sink is None or handle not in sink.jobs:
             return None
-        done = partial(self._flowed, source, sink, job)
-        return Flow(self._agenda, source.out_port, sink.in_port, done)
 
-    def _flowed(self, source: Worker, sink: Worker, job: Job, flow: Flow) -> None:
+        def there(_: Flow) -> None:
+            sink.arrived(handle)
+            source.sent(job)
+
         latency_s = source.kind.link_latency_s
+        return Flow(self._agenda, source.out_port, sink.in_port, there, latency_s)
 
-        def there(_: int) -> None:
-            if job.live:
-                sink.arrived(job.handle)
-                source.sent(job)
-
-        if latency_s > 0.0:
-            self._agenda.at(self._agenda.now_s + latency_s, there)
-        else:
-            there(0)
-
-    def _arrive(self, _: int) -> None:
+    def _arrive(self) -> None:
         """The next requests of the trace."""
-        trace, now_s = self._trace, self._agenda.now_s
-        while self._arrived < len(trace) and trace[self._arrived].at_s <= now_s:
-            request = trace[self._arrived]
+        trace, now_s, number = self._trace, self._agenda.now_s, self._arrived
+        while number < len(trace) and (request := trace[number]).at_s <= now_s:
             self._inbox.append(
                 RequestArrived(
-                    str(self._arrived),
+                    str(number),
                     request.prompt_tokens,
                     request.answer_tokens,
                     self._ranks.get(request.class_name, 0),
-                    prefix=self._prefix(request),
+                    prefix=self._prefix(request) if self._caches else None,
                 )
             )
-            self._arrived += 1
-        if self._arrived < len(trace):
-            self._agenda.at(trace[self._arrived].at_s, self._arrive)
+            number += 1
+        self._arrived = number
+        self._arrival_s = trace[number].at_s if number < len(trace) else math.inf
 
     def _prefix(self, request: TraceRequest) -> PrefixKeys | None:
-        if not self._caches or not request.hash_ids:
+        if not request.hash_ids:
             return None
         return PrefixKeys(range(request.prompt_tokens), TRACE_BLOCK_TOKENS, (), request.block_names)
 

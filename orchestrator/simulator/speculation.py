@@ -8,6 +8,7 @@ are there is a renewal count: mean n/m and variance n v/m^3 for gains of mean m 
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 
@@ -32,3 +33,9 @@ class AnswerSteps:
             return tokens
         drawn = rng.gauss(tokens / self._mean, self._deviation * math.sqrt(tokens))
         return min(max(round(drawn), -(-tokens // self._most)), tokens)
+
+
+@functools.cache
+def answer_steps(acceptance_length: float, draft_tokens: int) -> AnswerSteps:
+    """Those of all workers of a kind. Raises PerfError as `AnswerSteps` does."""
+    return AnswerSteps(acceptance_length, draft_tokens)

@@ -2,8 +2,8 @@
 
 Said less often than live, where the core decides the same without it: of an answer the first token
 and then all others together, when it ends or its worker dies; credits as of an empty worker, from
-which the router takes off what it sent; and the load when requests come and go, no more often than
-a real worker says it. `docs/simulator.md` has the reasons.
+which the router takes off what it sent; and how quickly it works when requests come and go, but
+not what waits. `docs/simulator.md` has the reasons.
 """
 
 from __future__ import annotations
@@ -33,21 +33,44 @@ from router.core.events import (
 from router.core.reasons import Reason
 from workers.engine.load import LoadMeter
 
-# As in the native engine: how often routers hear of a load that merely went up or down.
-_LOAD_NEWS_S = 0.1
+# A router is told how quickly a worker works at most this often, as by the native engine; after
+# each change at first, then after so many: what it makes of that is an average in any case. What
+# waits at a worker it is not told: it has sent it.
+_NEWS_S = 0.1
+_LEARNING_NEWS = 16
+_CHANGES_PER_NEWS = 8
 _TICKET = HandoffTicket()  # the core passes tickets on unread; here the handle says it all
 _ZEROS = array("I", bytes(4 * 65536))
+
+
+def _tokens(count: int) -> array[int]:
+    """Nobody looks at their ids."""
+    return _ZEROS[:count] if count <= len(_ZEROS) else array("I", bytes(4 * count))
 
 
 class WorkerWords:
     """The voice of one worker. `meter` measures what it tells of its load."""
 
+    __slots__ = (
+        "_changes",
+        "_changes_per_news",
+        "_constant_bytes",
+        "_kind",
+        "_news",
+        "_next_news_s",
+        "_tell",
+        "_worker_id",
+        "meter",
+        "work_seen",
+    )
+
     def __init__(self, worker_id: str, tell: Callable[[Event], None], kind: WorkerKind) -> None:
         self._worker_id = worker_id
         self._tell = tell
         self.work_seen = 0
-        self._said_s = 0.0
-        self._said: tuple[bool, bool, bool] | None = None
+        self._news = self._changes = 0
+        self._changes_per_news = 1
+        self._next_news_s = 0.0
         self._take_kind(kind)
 
     def _take_kind(self, kind: WorkerKind) -> None:
@@ -81,19 +104,32 @@ class WorkerWords:
 
     def tokens(self, rows: Sequence[tuple[Job, int]]) -> None:
         """Of each request all that were made here, less those told before."""
+        if len(rows) == 1:
+            job, made = rows[0]
+            told = job.told_tokens
+            if made > told:
+                job.told_tokens = made
+                self._tell(
+                    TokensArrived(
+                        self._worker_id,
+                        [job.handle],
+                        [job.first_index + told],
+                        [made - told],
+                        _tokens(made - told),
+                    )
+                )
+            return
         news = [(job, made) for job, made in rows if made > job.told_tokens]
         if not news:
             return
         counts = [made - job.told_tokens for job, made in news]
-        total = sum(counts)
         self._tell(
             TokensArrived(
                 self._worker_id,
                 [job.handle for job, _ in news],
                 [job.first_index + job.told_tokens for job, _ in news],
                 counts,
-                # Nobody looks at their ids.
-                _ZEROS[:total] if total <= len(_ZEROS) else array("I", bytes(4 * total)),
+                _tokens(sum(counts)),
             )
         )
         for job, made in news:
@@ -131,37 +167,36 @@ class WorkerWords:
     def not_flipped(self, role: Role, reason: Reason, detail: str) -> None:
         self._tell(Flipped(self._worker_id, role, reason, detail))
 
-    def load(
-        self, now_s: float, running: int, decoding: int, waiting_tokens: int, link_bytes: float
-    ) -> None:
-        """How busy it is, if that is news."""
-        zeros = (running > 0, waiting_tokens > 0, link_bytes > 0.0)
-        if zeros == self._said and now_s - self._said_s < _LOAD_NEWS_S:
+    def changed(self, now_s: float) -> None:
+        """Prompts were read or answers ended: say how quickly it works, now and then."""
+        self._changes += 1
+        if now_s < self._next_news_s or self._changes < self._changes_per_news:
             return
         load = self.meter.news(
             now_s,
-            _LOAD_NEWS_S,
-            running_requests=running,
-            decoding_requests=decoding,
-            waiting_prefill_tokens=waiting_tokens,
-            link_bytes_in_flight=int(link_bytes),
+            0.0,
+            running_requests=0,
+            decoding_requests=0,
+            waiting_prefill_tokens=0,
+            link_bytes_in_flight=0,
         )
         if load is None:
             return
-        self._said, self._said_s = zeros, now_s
+        self._news += 1
+        self._changes = 0
+        self._next_news_s = now_s + _NEWS_S
+        if self._news == _LEARNING_NEWS:
+            self._changes_per_news = _CHANGES_PER_NEWS
         self._tell(
             LoadChanged(
                 self._worker_id,
-                load.running_requests,
-                load.waiting_prefill_tokens,
-                load.prefill_tokens_per_s,
-                load.step_ms,
-                load.step_requests,
-                load.step_tokens,
-                load.link_bytes_in_flight,
-                load.link_bytes_per_s,
-                load.state_bytes_per_token,
-                load.state_bytes_per_request,
+                prefill_tokens_per_s=load.prefill_tokens_per_s,
+                step_ms=load.step_ms,
+                step_requests=load.step_requests,
+                step_tokens=load.step_tokens,
+                link_bytes_per_s=load.link_bytes_per_s,
+                state_bytes_per_token=load.state_bytes_per_token,
+                state_bytes_per_request=load.state_bytes_per_request,
             )
         )
 

@@ -2,11 +2,14 @@
 
 Steps are put together as the native engine's scheduler does it: every request that decodes, and
 prompts in what they leave of the step's tokens, or at least in a quarter of it. Steps that only
-decode are advanced in one go until somebody joins or leaves.
+decode are advanced in one go until somebody joins or leaves. Whoever joins does so at the end of
+the step that runs: where that end is known and nobody's answer ends with it, the batch is put
+there at once, and nothing has to happen when the time comes.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +22,7 @@ from orchestrator.simulator.links import Flow, Port
 from orchestrator.simulator.prefixes import PrefixCache
 from orchestrator.simulator.reading import Chunks, ReadingQueue
 from orchestrator.simulator.runs import Run, decode_run
-from orchestrator.simulator.speculation import AnswerSteps
+from orchestrator.simulator.speculation import answer_steps
 from orchestrator.simulator.words import WorkerWords
 from protos.tandem.v1 import common_pb2
 from router.core.events import Event, Role
@@ -50,6 +53,36 @@ class Surroundings:
 class Worker:
     """Owns every request that it has accepted."""
 
+    __slots__ = (
+        "_agenda",
+        "_answer_steps",
+        "_around",
+        "_asked_to_drain",
+        "_batch",
+        "_begun_s",
+        "_busy",
+        "_cache",
+        "_called_s",
+        "_chunks",
+        "_decode_s",
+        "_due_s",
+        "_held_tokens",
+        "_joining",
+        "_leaving",
+        "_reading",
+        "_run",
+        "_steps",
+        "_version",
+        "_words",
+        "draining",
+        "in_port",
+        "jobs",
+        "kind",
+        "out_port",
+        "role",
+        "worker_id",
+    )
+
     def __init__(self, worker_id: str, role: Role, kind: WorkerKind, around: Surroundings) -> None:
         self.worker_id = worker_id
         self.role = role
@@ -67,21 +100,19 @@ class Worker:
         self._reading = ReadingQueue(self._cache)
         self._joining: list[Job] = []
         self._leaving: list[Job] = []
-        self._link_bytes = 0.0
         self._words = WorkerWords(worker_id, around.tell, kind)
-        self._answer_steps = AnswerSteps(kind.times.acceptance_length, kind.draft_tokens)
-        # What runs: so many decode steps, or one step with chunks; 0 steps: nothing.
+        self._answer_steps = answer_steps(kind.times.acceptance_length, kind.draft_tokens)
+        # What runs: `_steps` decode steps, or one step with chunks, after which `_due` comes. It
+        # begins at `_begun_s`; where that is still to come, a step runs that the batch has counted.
+        self._busy = False
         self._steps = 0
         self._run: Run | None = None
         self._chunks: Chunks | None = None
         self._begun_s = 0.0
+        self._due_s = 0.0
+        self._called_s = math.inf  # when the agenda calls, at the latest when it is due
         self._decode_s = 0.0  # of a step with chunks, what it would take without them
         self._version = 0
-
-    @property
-    def busy(self) -> bool:
-        """Whether a step runs."""
-        return self._steps > 0
 
     @property
     def decoding(self) -> int:
@@ -111,15 +142,12 @@ class Worker:
         if job is None:
             return
         if job.decodes:
-            self._leaving.append(job)
-            self._interrupt()
+            self._take_out(job)
         elif job in self._joining:
             self._joining.remove(job)
         else:
             self._reading.remove(job)
-        if job.flow is not None:
-            job.flow.stop()
-            self._link_bytes -= job.flow.total_bytes
+        self._stop_flow(job)
         self._end(job, reason)
 
     def drain(self, resume: bool) -> None:
@@ -146,32 +174,43 @@ class Worker:
     def arrived(self, handle: int) -> None:
         """The state of a reservation is here."""
         job = self.jobs.get(handle)
-        if job is not None:
-            self._words.state_arrived(job)
+        if job is None:
+            return
+        self._words.state_arrived(job)
+        if not self._busy:
             self._joining.append(job)
-            self._wake()
+            self._begin()
+        elif self._is_ahead():
+            self._decode(job)
+            self._plan()
+        else:
+            self._joining.append(job)
 
     def sent(self, job: Job) -> None:
         """The state of a prompt is where it belongs."""
         flow = job.flow
         assert flow is not None
-        self._link_bytes -= flow.total_bytes
-        seconds = flow.busy_s + self.kind.link_latency_s
-        self._words.handed_off(job, flow.total_bytes, seconds)
+        job.flow = None  # it knows the job: the cycle would have to be searched for
+        self._words.handed_off(job, flow.total_bytes, flow.busy_s + self.kind.link_latency_s)
         self._forget(job)
-        self._note_load()
 
     def die(self) -> None:
         """Stop dead. What it has made until now has been sent."""
-        step = self._batch.step
-        if self._run is not None and self._steps:
-            step += min(self._run.finished(self._agenda.now_s - self._begun_s), self._steps)
+        step, elapsed_s = self._batch.step, self._agenda.now_s - self._begun_s
+        if elapsed_s < 0.0:
+            step -= 1
+        elif self._run is not None:
+            step += min(self._run.finished(elapsed_s), self._steps)
         self._words.tokens([(job, job.made_by(step)) for job in self._batch.members()])
         self._version += 1
-        self._steps = 0
+        self._busy = False
         for job in self.jobs.values():
-            if job.flow is not None:
-                job.flow.stop()
+            self._stop_flow(job)
+
+    def _stop_flow(self, job: Job) -> None:
+        if job.flow is not None:
+            job.flow.stop()
+            job.flow = None
 
     def _accept(self, job: Job) -> bool:
         self._words.work_seen += 1
@@ -206,54 +245,80 @@ class Worker:
             self._asked_to_drain = False
             self._words.drained()
 
-    def _note_load(self) -> None:
-        self._words.load(
-            self._agenda.now_s,
-            len(self.jobs),
-            self._batch.count,
-            self._reading.unread_tokens,
-            self._link_bytes,
-        )
-
     def _wake(self) -> None:
-        if self._steps:
-            self._interrupt()
-        else:
+        if not self._busy:
             self._begin()
+        elif self._is_ahead():
+            self._wait()
 
-    def _interrupt(self) -> None:
-        """Have the steps that run now end with the one that has begun already."""
+    def _is_ahead(self) -> bool:
+        """Have the batch stand where the step that runs will leave it, if that can be said.
+
+        It cannot while prompts are read, or when somebody's answer ends with that step.
+        """
         run = self._run
-        if run is None or self._steps <= 1:
+        if run is None:
+            return False
+        elapsed_s = self._agenda.now_s - self._begun_s
+        if elapsed_s < 0.0:
+            return True
+        steps = run.running(elapsed_s)
+        if steps >= self._steps:
+            return False
+        self._begun_s += run.end_s(steps)
+        self._batch.pass_steps(steps)
+        return True
+
+    def _wait(self) -> None:
+        """Begin anew when the step that runs has ended, which the batch has counted."""
+        self._run, self._steps = None, 0
+        self._set_due(self._begun_s)
+
+    def _take_out(self, job: Job) -> None:
+        """A request that decodes leaves with the end of the step that runs."""
+        if not self._is_ahead():
+            self._leaving.append(job)
             return
-        steps = run.running(self._agenda.now_s - self._begun_s)
-        if steps < self._steps:
-            self._steps = steps
-            self._version += 1
-            self._agenda.at(self._begun_s + run.end_s(steps), self._due, self._version)
+        job.live = False
+        self._batch.leave(job)
+        if self._batch.count:
+            self._plan()
+        else:
+            self._wait()
 
     def _begin(self) -> None:
         """Begin what can be begun."""
-        batch = self._batch
         for job in self._joining:
             self._decode(job)
         self._joining.clear()
         self._run = self._chunks = None
         self._begun_s = self._agenda.now_s
+        self._busy = True
         if self._reading:
-            seconds = self._begin_chunks()
-        elif batch.count:
-            steps = 1 if self._around.every_token else batch.steps_to_next_end()
-            run = self._run = decode_run(
-                self.kind.times, batch.count, batch.context_tokens, batch.growth_tokens, steps
-            )
-            self._steps = run.steps
-            seconds = run.end_s(run.steps)
+            self._set_due(self._begun_s + self._begin_chunks())
+        elif self._batch.count:
+            self._plan()
         else:
-            self._steps = 0
-            return
-        self._version += 1
-        self._agenda.at(self._begun_s + seconds, self._due, self._version)
+            self._busy = False
+
+    def _plan(self) -> None:
+        """Decode from `_begun_s` on until somebody's answer ends."""
+        batch = self._batch
+        steps = 1 if self._around.every_token else batch.steps_to_next_end()
+        run = self._run = decode_run(
+            self.kind.times, batch.count, batch.context_tokens, batch.growth_tokens, steps
+        )
+        steps = self._steps = run.steps
+        self._set_due(self._begun_s + run.end_s(steps))
+
+    def _set_due(self, due_s: float) -> None:
+        """Have `_due` come; where the agenda calls before, it is told again then: whoever joins
+        makes the next end later, so most changes of plan need no entry of their own."""
+        self._due_s = due_s
+        if due_s < self._called_s:
+            self._called_s = due_s
+            self._version += 1
+            self._agenda.at(due_s, self._due, self._version)
 
     def _decode(self, job: Job) -> None:
         left = job.answer_tokens - job.made_tokens
@@ -265,6 +330,7 @@ class Worker:
         budget = max(
             kind.step_tokens - rows * (kind.draft_tokens + 1),
             int(kind.step_tokens * _LEAST_PREFILL_SHARE),
+            1,
         )
         chunks = self._chunks = self._reading.chunks(budget, self._begun_s)
         self._steps = 1
@@ -279,30 +345,36 @@ class Worker:
         """The end of what ran."""
         if version != self._version:
             return
-        batch, run, chunks = self._batch, self._run, self._chunks
+        if self._due_s > self._called_s:
+            self._called_s = self._due_s
+            self._agenda.at(self._due_s, self._due, version)
+            return
+        self._called_s = math.inf
+        batch, run, chunks, steps = self._batch, self._run, self._chunks, self._steps
         finished: list[Job] = []
-        if batch.count:
-            steps, seconds = self._steps, self._decode_s
+        if batch.count and steps:
+            seconds = self._decode_s
             if run is not None:
                 seconds = run.first_s + run.slope_s * (steps - 1)
             self._words.meter.decoded(batch.count, round(batch.growth_tokens), seconds)
             finished = batch.advance(steps)
-        for job in self._leaving:
-            batch.leave(job)
-        changed = bool(finished or chunks or self._leaving or self._joining)
-        self._leaving.clear()
+        if self._leaving:
+            for job in self._leaving:
+                batch.leave(job)
+            self._leaving.clear()
         rows = [(job, job.answer_tokens) for job in finished]
         if self._around.every_token:
             rows += [(job, job.made_by(batch.step)) for job in batch.members()]
         read = [] if chunks is None else self._end_chunks(chunks, rows)
-        self._words.tokens(rows)
+        if rows:
+            self._words.tokens(rows)
         for job in read:
             self._end_reading(job)
         for job in finished:
             self._end(job)
         self._begin()
-        if changed:
-            self._note_load()
+        if finished or chunks is not None:
+            self._words.changed(self._agenda.now_s)
         if read and self._cache is not None:
             self._words.cache(*self._cache.take_changes())
 
@@ -315,7 +387,7 @@ class Worker:
         for job in self._reading.read(chunks, self._agenda.now_s):
             if job.hands_off:
                 self._hand_off(job)
-            if not job.unread_tokens:
+            if job.read_tokens == job.prompt_tokens:
                 done.append(job)
                 if job.answer_tokens:
                     job.made_tokens = 1
@@ -329,14 +401,10 @@ class Worker:
         flow, times = job.flow, self.kind.times
         if flow is None:
             return  # the router will cancel it
-        ready = times.handoff_bytes(job.read_tokens)
-        if job.unread_tokens:
+        ready, is_last = times.handoff_bytes(job.read_tokens), not job.unread_tokens
+        if not is_last:
             ready -= times.handoff_bytes(0.0)
-        amount = ready - flow.total_bytes
-        self._link_bytes += amount
-        flow.add(amount)
-        if not job.unread_tokens:
-            flow.seal()
+        flow.add(ready - flow.total_bytes, is_last=is_last)
 
     def _end_reading(self, job: Job) -> None:
         """A prompt is read: it goes on elsewhere, has all it wanted, or decodes here."""

@@ -21,7 +21,8 @@ class Efficiency:
     Attributes:
         compute, memory: by kind of operation, the share of FLOP/s and of memory bandwidth.
         link: share of link bandwidth.
-        operation_s: least time of one operation of a layer, however small.
+        operation_s: least time of one operation of a layer, however small; `operations_s` of the
+            kinds for which it was measured apart.
         step_s: constant time of a forward pass.
         sequence_s: additional time for each sequence that decodes in it.
         prompt_s: additional time for each prompt that is read in it.
@@ -40,6 +41,11 @@ class Efficiency:
     draft_s: float = 0.0
     error: float | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
+    operations_s: Mapping[Kind, float] = field(default_factory=dict)
+
+    def least_s(self, kind: Kind) -> float:
+        """Least time of one operation of a kind."""
+        return self.operations_s.get(kind, self.operation_s)
 
 
 IDEAL = Efficiency("ideal", dict.fromkeys(KINDS, 1.0), dict.fromkeys(KINDS, 1.0))

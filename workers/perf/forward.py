@@ -118,7 +118,7 @@ class Forward:
             window * group.decode_flops_per_pair * pair_s,
             held / (ranks * bandwidth),
             group.prefill_flops_per_pair * pair_s,
-            efficiency.operation_s,
+            efficiency.least_s("attention"),
         )
 
     def partials_s(self, group: Attention, layouts: Layouts, tokens: Floats) -> Floats:

@@ -44,7 +44,7 @@ class Meter:
         rate = self._hardware.rate(math) * self._efficiency.compute[kind]
         compute_s = flops * (count / rate)
         memory_s = moved_bytes * (count * self._memory[kind])
-        time_s = np.maximum(compute_s, memory_s) + count * self._efficiency.operation_s
+        time_s = np.maximum(compute_s, memory_s) + count * self._efficiency.least_s(kind)
         self._total = self._total + time_s
         if self._detailed:
             computing = compute_s > memory_s

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,6 +25,15 @@ from workers.perf.speculation import acceptance_lengths
 _GROWTH = 2.0**0.125
 _DENSE = 32
 _LINEAR = 1e-3
+
+
+class Piece(NamedTuple):
+    """A straight piece of the time of a decode step over the batch's cached tokens `c`, together:
+    `base_s + slope_s * c` from where the piece before it ends up to `most_context` tokens."""
+
+    most_context: float
+    base_s: float
+    slope_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +71,20 @@ class _Scores:
                 best = piped
             count *= 2.0
         return best
+
+    def is_one_part(self, parts: float) -> bool:
+        """Whether nothing is overlapped, so that times are straight lines up to the window."""
+        return self.latency_s == 0.0 or parts < 2.0
+
+    def line(self, sequences: float, tokens: float, reaches: bool) -> tuple[float, float]:
+        """(base, slope) of `time_s` over `context`, below the window or where it `reaches` it."""
+        slope_s = max(self.decode_compute_s, self.decode_memory_s)
+        base_s = self.constant_s
+        if self.latency_s > 0.0:
+            base_s += self.latency_s + self.exchange_s * tokens
+        if reaches:
+            return base_s + slope_s * self.window * sequences, 0.0
+        return base_s, slope_s
 
 
 class StepTimes:
@@ -111,6 +135,8 @@ class StepTimes:
                 for group in phase.drafter.stack.attention
             ]
         self._devices = sharding_devices(phase.model, self._layouts)
+        self._pieces: dict[int, tuple[Piece, ...]] = {}
+        self._handoffs: dict[float, float] = {}
 
     def step_s(
         self,
@@ -133,6 +159,33 @@ class StepTimes:
         for scores in self._scores:
             time_s += scores.time_s(sequences, context_tokens, pairs, tokens, parts)
         return time_s
+
+    def decode_pieces(self, sequences: int) -> tuple[Piece, ...]:
+        """The time of a step that only decodes, as straight pieces in order; the last has no end.
+
+        Empty where overlapped exchanges (HOP-B) make it bend where only `step_s` knows.
+        """
+        pieces = self._pieces.get(sequences)
+        if pieces is None:
+            pieces = self._pieces[sequences] = tuple(self._piecewise(sequences))
+        return pieces
+
+    def _piecewise(self, sequences: int) -> list[Piece]:
+        parts = sequences * self._parts_share
+        if not all(scores.is_one_part(parts) for scores in self._scores):
+            return []
+        tokens = sequences * self._window / self._pp
+        ends = {scores.window * sequences for scores in self._scores} | {float("inf")}
+        pieces, begin = [], 0.0
+        for end in sorted(ends):
+            lines = [
+                scores.line(sequences, tokens, scores.window * sequences <= begin)
+                for scores in self._scores
+            ]
+            base_s = self._lookup(sequences, 0.0) + sum(base for base, _ in lines)
+            pieces.append(Piece(end, base_s, sum(slope for _, slope in lines)))
+            begin = end
+        return pieces
 
     def decode_step_s(self, sequences: int, context_tokens: float) -> float:
         """Seconds until each of `sequences` sequences has its next window."""
@@ -164,8 +217,12 @@ class StepTimes:
 
     def handoff_bytes(self, prompt_tokens: float) -> float:
         """Bytes that a prompt's state takes on its way to decode, Mamba state included."""
-        phase = self._phase
-        return sequence_bytes(phase.model, phase.precision, prompt_tokens).total
+        known = self._handoffs.get(prompt_tokens)
+        if known is None:
+            phase = self._phase
+            known = sequence_bytes(phase.model, phase.precision, prompt_tokens).total
+            self._handoffs[prompt_tokens] = known
+        return known
 
     def handoff_s(self, prompt_tokens: float, chunk_tokens: float, read_s: float) -> float:
         """Seconds from the end of prefill until the state has arrived, on a link of one's own.

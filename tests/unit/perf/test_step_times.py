@@ -69,6 +69,21 @@ def test_a_run_of_steps_takes_their_sum(
     assert times.decode_run_s(sequences, total, steps) == pytest.approx(one_by_one, rel=0.005)
 
 
+@pytest.mark.parametrize("case", _CASES)
+@given(sequences=st.integers(1, 300), context=st.floats(1.0, 100_000.0))
+def test_straight_pieces_are_the_steps_themselves(
+    case: str, sequences: int, context: float
+) -> None:
+    times = _TIMES[case]
+    pieces = times.decode_pieces(sequences)
+    assert pieces or case == "helix", "only overlapped exchanges bend"
+    if pieces:
+        total = sequences * context
+        piece = next(piece for piece in pieces if total < piece.most_context)
+        found = piece.base_s + piece.slope_s * total
+        assert found == pytest.approx(times.decode_step_s(sequences, total), rel=1e-12)
+
+
 def test_a_chunk_in_a_decode_step_costs_less_than_a_step_of_its_own() -> None:
     times = _TIMES["hybrid with drafts"]
     decode_s = times.decode_step_s(32, 32 * 8192.0)

@@ -100,6 +100,44 @@ def test_a_worker_that_dies_has_told_of_every_token_that_it_made() -> None:
     assert not alone.of(Ended)
 
 
+def test_a_worker_that_dies_has_not_made_the_tokens_of_the_step_that_ran() -> None:
+    alone = Alone()
+    alone.prefill(1, 30, 100)
+    first_s, step_s = TIMES.step_s(30, 0, 0), TIMES.step_s(0, 1, 31)
+    alone.run(first_s + 10.5 * step_s)
+    alone.worker.reserve(Job(2, 30, 1, 50, 80, 0, False, 31))
+    alone.worker.arrived(2)
+    alone.worker.die()
+    told = {
+        handle: first + count
+        for event in alone.of(TokensArrived)
+        for handle, first, count in zip(
+            event.handles, event.first_indexes, event.counts, strict=True
+        )
+    }
+    assert told == {1: 11}
+
+
+def test_whoever_joins_in_a_step_begins_with_the_next_one_and_may_leave_before() -> None:
+    ends = []
+    for is_cancelled in (False, True):
+        alone = Alone()
+        alone.prefill(1, 30, 12)
+        first_s, step_s = TIMES.step_s(30, 0, 0), TIMES.step_s(0, 1, 31)
+        alone.run(first_s + 5.5 * step_s)
+        alone.worker.reserve(Job(2, 30, 1, 50, 80, 0, False, 31))
+        alone.worker.arrived(2)
+        if is_cancelled:
+            alone.worker.cancel(2, common_pb2.REASON_CANCELLED)
+        alone.run()
+        ends.append(
+            {event.handle: at_s for at_s, event in alone.events if isinstance(event, Ended)}
+        )
+    both_s = TIMES.step_s(0, 2, 62)
+    assert ends[0][1] == pytest.approx(first_s + 6 * step_s + 5 * both_s, rel=1e-3)
+    assert ends[1][1] == pytest.approx(first_s + 11 * step_s, rel=1e-3)
+
+
 def test_a_cancelled_request_gives_its_time_to_the_others() -> None:
     both, one = Alone(), Alone()
     for bench in (both, one):
