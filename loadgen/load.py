@@ -7,12 +7,13 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 
+from loadgen.asking import Asking, Prompts
 from loadgen.clients.client import Client, Endpoint
 from loadgen.errors import LoadError
 from loadgen.figures import Targets
 from loadgen.recording import Clock, Recorder
 from loadgen.results import Moment, Run
-from loadgen.running import Asking, LoopDelay, Runner
+from loadgen.running import LoopDelay, Runner
 from loadgen.sessions import Session
 from loadgen.watching import ClusterSample, ClusterView
 
@@ -70,7 +71,8 @@ class LoadRun:
         began_s = loop.time() + _LEAD_S
         clock: Clock = lambda: loop.time() - began_s  # noqa: E731 - a clock, not a function
         recorder = Recorder(clock)
-        runner = self._runner = Runner(self._client, recorder, asking)
+        prompts = Prompts(asking)
+        runner = self._runner = Runner(self._client, recorder, prompts)
         run = Run(
             recorder,
             self._targets,
@@ -95,7 +97,7 @@ class LoadRun:
                 task.cancel()
             await asyncio.wait(aside)
         run.timeline.append(Moment(recorder.progress(), view.latest))
-        run.interrupted, run.truncated = runner.interrupted, runner.truncated
+        run.interrupted, run.truncated = runner.interrupted, prompts.truncated
         run.loop_delays_ms = delay.delays_ms
         if not recorder.records:
             raise LoadError("no request was sent", "the load has none before --seconds ends")

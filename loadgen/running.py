@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Coroutine, Iterable, Iterator
 
-from loadgen.clients.client import Ask, Client, Message
-from loadgen.prompts.source import PromptSource
-from loadgen.prompts.tokens import TextTokens
+from loadgen.asking import Prompt, Prompts
+from loadgen.clients.client import Ask, Client
 from loadgen.recording import INTERRUPTED, Record, Recorder
 from loadgen.sessions import Session, Turn
 
@@ -22,30 +19,10 @@ _WATCHDOG_S = 0.05
 _AHEAD = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Asking:
-    """What is the same in all requests.
-
-    Attributes:
-        prompts: "tokens" sends token ids, "messages" a chat of text with as many tokens.
-        tokenizer: needed for messages, and to carry answers that come as text into later turns.
-        most_tokens: of prompt and answer together; longer prompts lose their beginning's end.
-    """
-
-    source: PromptSource | None
-    prompts: Literal["tokens", "messages"] = "tokens"
-    tokenizer: TextTokens | None = None
-    temperature: float = 0.0
-    ignore_eos: bool = True
-    class_name: str = ""
-    most_tokens: int | None = None
-
-
 class LoopDelay:
     """How late the event loop's timers come: a client that has no time left measures itself."""
 
     def __init__(self) -> None:
-        self.worst_ms = 0.0
         self.delays_ms: list[float] = []
 
     async def watch(self) -> None:
@@ -53,23 +30,20 @@ class LoopDelay:
         while True:
             due_s = loop.time() + _WATCHDOG_S
             await asyncio.sleep(_WATCHDOG_S)
-            delay_ms = (loop.time() - due_s) * 1e3
-            self.delays_ms.append(delay_ms)
-            self.worst_ms = max(self.worst_ms, delay_ms)
+            self.delays_ms.append((loop.time() - due_s) * 1e3)
 
 
 class Runner:
     """Owns the tasks of one run."""
 
-    def __init__(self, client: Client, recorder: Recorder, asking: Asking) -> None:
+    def __init__(self, client: Client, recorder: Recorder, prompts: Prompts) -> None:
         self._client = client
         self._recorder = recorder
-        self._asking = asking
+        self._prompts = prompts
         self._tasks: set[asyncio.Task[None]] = set()
         self._stop = asyncio.Event()
         self._idle = asyncio.Event()
         self._fault: BaseException | None = None
-        self.truncated = 0
 
     def stop(self) -> None:
         """Begin no more requests, and cut off those that run."""
@@ -82,7 +56,7 @@ class Runner:
     async def open_loop(self, sessions: Iterable[Session], seconds: float | None = None) -> None:
         """Each conversation begins at its moment, whatever became of those before."""
         coming = iter(sessions)
-        ready: deque[tuple[Session, _Prompt]] = deque()
+        ready: deque[tuple[Session, Prompt]] = deque()
         while not self._stop.is_set():
             # Prompts are made ahead while there is time: long ones take milliseconds.
             while len(ready) < _AHEAD and not (
@@ -92,7 +66,7 @@ class Runner:
                 if session is None or (seconds is not None and session.at_s > seconds):
                     coming = iter(())
                     break
-                ready.append((session, self._prompt(session, 0, [], [])))
+                ready.append((session, self._prompts.first(session)))
             if not ready:
                 break
             session, first = ready.popleft()
@@ -122,7 +96,7 @@ class Runner:
             if self._stop.is_set() or (seconds is not None and now_s > seconds):
                 return
             at_once = Session(session.number, now_s, session.turns)
-            await self._converse(at_once, self._prompt(at_once, 0, [], []))
+            await self._converse(at_once, self._prompts.first(at_once))
             if think_s:
                 await self._until(self._recorder.clock() + think_s)
 
@@ -164,22 +138,20 @@ class Runner:
         if self._fault is not None:
             raise self._fault
 
-    async def _converse(self, session: Session, first: _Prompt) -> None:
-        prompt = first
-        history: list[int] = []
-        messages: list[Message] = []
-        intended_s = session.at_s
+    async def _converse(self, session: Session, first: Prompt) -> None:
+        prompt, intended_s = first, session.at_s
+        record: Record | None = None
         for place, turn in enumerate(session.turns):
-            if place:
+            if record is not None:
                 intended_s = max(self._recorder.clock() + turn.wait_s, turn.not_before_s)
-                prompt = self._prompt(session, place, history, messages)
+                prompt = self._prompts.following(session, place, prompt, record)
                 await self._until(intended_s)
                 if self._stop.is_set():
                     return
             record = self._recorder.new(
                 session.number,
                 place,
-                turn.class_name or self._asking.class_name,
+                turn.class_name or self._prompts.asking.class_name,
                 intended_s,
                 prompt.tokens,
                 turn.answer_tokens,
@@ -187,10 +159,9 @@ class Runner:
             await self._ask(prompt, turn, record)
             if not record.good:
                 return
-            history, messages = self._carried(prompt, record)
 
-    async def _ask(self, prompt: _Prompt, turn: Turn, record: Record) -> None:
-        asking = self._asking
+    async def _ask(self, prompt: Prompt, turn: Turn, record: Record) -> None:
+        asking = self._prompts.asking
         ask = Ask(
             turn.answer_tokens,
             prompt.token_ids,
@@ -208,51 +179,3 @@ class Runner:
             if not record.ended:
                 record.end("client fault")
             self._recorder.ended(record)
-
-    def _prompt(
-        self, session: Session, place: int, history: Sequence[int], messages: Sequence[Message]
-    ) -> _Prompt:
-        asking, turn = self._asking, session.turns[place]
-        if turn.text and asking.prompts == "messages":
-            # How many tokens that is, the endpoint says.
-            return _Prompt((), (*messages, Message("user", turn.text)), 0)
-        # Turns of a conversation are apart as conversations are.
-        number = session.number * 64 + place
-        if turn.text and asking.tokenizer is not None:
-            new = asking.tokenizer.encode(turn.text)
-        elif asking.source is None:
-            raise ValueError("a turn without text needs something to cut prompts from")
-        elif turn.hash_ids:
-            new = asking.source.of_blocks(turn.hash_ids, number, turn.new_tokens)
-        else:
-            new = asking.source.fresh(number, turn.new_tokens)
-        room = None if asking.most_tokens is None else asking.most_tokens - turn.answer_tokens
-        if room is not None and len(history) + len(new) > room:
-            self.truncated += 1
-            new = new[: max(1, room - len(history))]
-        if asking.prompts == "tokens":
-            return _Prompt([*history, *new], (), len(history) + len(new))
-        assert asking.tokenizer is not None
-        chat = (*messages, Message("user", asking.tokenizer.exact_text(new)))
-        return _Prompt((), chat, len(history) + len(new))
-
-    def _carried(self, prompt: _Prompt, record: Record) -> tuple[list[int], list[Message]]:
-        """What the next turn begins with."""
-        tokenizer = self._asking.tokenizer
-        answer = record.answer_ids
-        text = "".join(record.answer_text)
-        if not answer and tokenizer is not None:
-            answer = tokenizer.encode(text)
-        if self._asking.prompts == "tokens":
-            return [*prompt.token_ids, *answer], []
-        # Of a chat only the count matters here: its text is in the messages.
-        return [0] * (prompt.tokens + len(answer)), [*prompt.messages, Message("assistant", text)]
-
-
-@dataclass(frozen=True, slots=True)
-class _Prompt:
-    """A prompt as it will be sent, and its tokens as far as they are known."""
-
-    token_ids: Sequence[int]
-    messages: Sequence[Message]
-    tokens: int

@@ -23,6 +23,7 @@ from loadgen.traces.request import BLOCK_TOKENS
 _TEXT = Path(__file__).parents[1] / "text" / "kjv.txt.xz"
 _GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 _SPECIAL_TOKENS = 16  # low ids are control tokens in tokenizers as published
+_SEED_STEP = 7919  # a prime, so that seeds begin elsewhere
 # Apart, so that blocks of a trace and other prompts begin at different places.
 _BLOCKS, _OTHERS = 0, 1
 
@@ -52,9 +53,10 @@ class PromptSource:
         """What prompts are made of."""
         return "random tokens" if self._text is None else "text"
 
-    def fresh(self, number: int, tokens: int) -> list[int]:
-        """So many tokens that begin like those of no other number (as far as the text goes)."""
-        return self._cut(_OTHERS, number, tokens)
+    def fresh(self, number: int, tokens: int, turn: int = 0) -> list[int]:
+        """So many tokens for a turn of a conversation, which begin like those of no other number:
+        as many numbers as the text has tokens have a beginning of their own."""
+        return self._cut(_OTHERS + turn, number, tokens)
 
     def of_blocks(self, hash_ids: Sequence[int], number: int, tokens: int) -> list[int]:
         """A prompt whose blocks of 512 tokens are named; the rest, if there is any, is fresh."""
@@ -77,7 +79,7 @@ class PromptSource:
         size = len(self._text)
         # Steps of a stride that has no divisor in common with the size visit every place once
         # before they come back to one.
-        begin = (self._seed * 7919 + kind * (size // 2) + number * self._stride) % size
+        begin = (self._seed * _SEED_STEP + kind * (size // 3) + number * self._stride) % size
         if begin + tokens <= size:
             piece: list[int] = self._text[begin : begin + tokens].tolist()
             return piece

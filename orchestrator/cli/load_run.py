@@ -14,12 +14,12 @@ from typing import TypeVar
 
 import uvloop
 
+from loadgen.asking import Asking
 from loadgen.errors import LoadError
 from loadgen.figures import Targets
 from loadgen.load import Load, LoadRun, opened
 from loadgen.prompts.tokens import TextTokens
 from loadgen.results import Run
-from loadgen.running import Asking
 from loadgen.sessions import Session
 from orchestrator.cli.load_inputs import LoadFlags, make_load
 from orchestrator.cli.load_target import (

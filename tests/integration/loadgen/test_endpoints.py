@@ -7,6 +7,7 @@ import itertools
 
 import pytest
 
+from loadgen.asking import Asking
 from loadgen.clients.http_client import Api, HttpClient
 from loadgen.errors import LoadError
 from loadgen.figures import Targets
@@ -14,7 +15,6 @@ from loadgen.load import Load, LoadRun, opened
 from loadgen.prompts.source import PromptSource
 from loadgen.prompts.tokens import TextTokens
 from loadgen.results import Run
-from loadgen.running import Asking
 from loadgen.sessions import Session, Turn
 from loadgen.speedbench.results import document
 from loadgen.speedbench.rows import SAMPLE, read_questions

@@ -9,6 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from loadgen.asking import Asking
 from loadgen.clients.client import Client
 from loadgen.clients.grpc_client import GrpcClient, channel_to
 from loadgen.clients.http_client import HttpClient
@@ -17,7 +18,6 @@ from loadgen.load import Load, LoadRun, opened
 from loadgen.prompts.source import PromptSource
 from loadgen.prompts.tokens import TextTokens
 from loadgen.results import Run
-from loadgen.running import Asking
 from loadgen.sessions import Session, Turn
 from loadgen.watching import watch_grpc, watch_http
 from protos.tandem.v1 import common_pb2, inference_pb2, inference_pb2_grpc

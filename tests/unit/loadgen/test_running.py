@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 import pytest
 
+from loadgen.asking import Asking
 from loadgen.figures import Targets
 from loadgen.load import Load, LoadRun
 from loadgen.prompts.source import PromptSource
 from loadgen.results import Run
-from loadgen.running import Asking
 from loadgen.sessions import Conversation, Lengths, Session, Turn, made_up
 from tests.unit.loadgen.scripted import ScriptedClient
 from tests.unit.loadgen.virtual_time import run
