@@ -1,1 +1,1 @@
-"""loadgen"""
+"""The load generator: traces, arrivals, prompts, clients, reports, SPEED-Bench."""

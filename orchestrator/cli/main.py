@@ -16,6 +16,7 @@ from orchestrator.cli.failures import debug as debug_setting
 from orchestrator.cli.failures import reported
 from orchestrator.cli.flip import flip
 from orchestrator.cli.generate import generate
+from orchestrator.cli.load import app as load
 from orchestrator.cli.operator import operator
 from orchestrator.cli.plan import plan
 from orchestrator.cli.scale import scale
@@ -69,6 +70,7 @@ for _command in (
     calibrate,
 ):
     app.command()(reported(_command))
+app.add_typer(load)
 app.add_typer(bench)
 app.add_typer(operator)
 

@@ -6,10 +6,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from loadgen.errors import LoadError
+from loadgen.traces.reading import read_trace
 from orchestrator.planner.profile import read_profile
 from orchestrator.planner.question import Question, drafting_for, usual_precision
 from orchestrator.planner.solve import Targets
-from orchestrator.planner.trace_file import read_lengths
 from orchestrator.planner.workload import Workload, fixed, sampled
 from workers.perf.config_json import model_from_config
 from workers.perf.efficiency import ASSUMED
@@ -97,10 +98,13 @@ def _workload(wishes: Wishes) -> Workload:
         return fixed(wishes.isl, wishes.osl, wishes.prefix_hit)
     if wishes.isl is not None or wishes.osl is not None:
         raise PerfError("--isl and --osl do not go with --trace, which has the lengths")
-    lengths = read_lengths(wishes.trace)
+    try:
+        requests = read_trace(wishes.trace)
+    except LoadError as error:
+        raise PerfError(error.message) from error
     return sampled(
-        lengths.isl,
-        lengths.osl,
+        [request.prompt_tokens for request in requests],
+        [request.answer_tokens for request in requests],
         percentile=wishes.percentile / 100.0,
         prefix_hit=wishes.prefix_hit,
         name=wishes.trace.name,

@@ -3,34 +3,11 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
 
-import numpy as np
-
-from orchestrator.drawing import (
-    AMBER,
-    BLUE,
-    GREEN,
-    GREY,
-    RED,
-    Box,
-    Curve,
-    LinearScale,
-    LogScale,
-    axes,
-    html_page,
-    html_table,
-    legend_line,
-    line,
-    svg,
-)
+from orchestrator.charts import Target, distribution, timeline
+from orchestrator.drawing import AMBER, BLUE, GREEN, GREY, RED, html_page, html_table
 from orchestrator.simulator.results import PERCENTILES, Results, rate_of
 
-_WIDE = Box(860, 280, 84, 24, 40, 56)
-# Curves of distributions have so many points.
-_POINTS = 200
-# A target beyond the slowest request is drawn when it is no further than this.
-_SHOWN_WITHIN = 20.0
 _EXPLAINED = (
     "<p>Busy: the share of prefill workers that read, and of decode slots that are taken. Matched "
     "ratio: the smaller of the two over the larger, 1 when neither pool idles behind the other.</p>"
@@ -40,15 +17,15 @@ _EXPLAINED = (
 def page(results: Results, title: str) -> str:
     """The document."""
     samples = results.outcome.samples
-    queue = _timeline(
+    queue = timeline(
         "Requests",
         [
             ("waiting in the router", AMBER, "", [(s.at_s, float(s.queued)) for s in samples]),
             ("on workers", BLUE, "", [(s.at_s, float(s.running)) for s in samples]),
         ],
     )
-    rates = _timeline("Requests finished per second", [("", GREEN, "", rate_of(samples))])
-    busy = _timeline(
+    rates = timeline("Requests finished per second", [("", GREEN, "", rate_of(samples))])
+    busy = timeline(
         "Busy share of the pools",
         [
             ("prefill workers", BLUE, "", [(s.at_s, s.prefill_busy_share) for s in samples[1:]]),
@@ -61,7 +38,7 @@ def page(results: Results, title: str) -> str:
             ),
         ],
     )
-    pools = _timeline(
+    pools = timeline(
         "Workers",
         [
             ("prefill", BLUE, "", [(s.at_s, float(s.prefill_serving)) for s in samples]),
@@ -76,6 +53,7 @@ def page(results: Results, title: str) -> str:
     )
     rows = results.outcome.requests
     targets = results.cluster.policy.classes[0]
+    name = f"target of {targets.name}"
     body = "".join(
         [
             f"<h1>{html.escape(title)}</h1><p>{html.escape(results.cluster.description)}</p>",
@@ -84,9 +62,9 @@ def page(results: Results, title: str) -> str:
             "</ul>",
             latency_table(results),
             "<h2>TTFT</h2>",
-            _distribution(rows.ttft_ms, targets.name, targets.ttft_s * 1e3, "TTFT in ms"),
+            distribution(rows.ttft_ms, Target(name, targets.ttft_s * 1e3), "TTFT in ms"),
             "<h2>Mean ITL of a request</h2>",
-            _distribution(rows.itl_ms, targets.name, targets.itl_s * 1e3, "ITL in ms"),
+            distribution(rows.itl_ms, Target(name, targets.itl_s * 1e3), "ITL in ms"),
             "<h2>Over time</h2>",
             _EXPLAINED,
             queue,
@@ -143,48 +121,3 @@ def latency_table(results: Results) -> str:
             for name, found in results.latencies.items()
         ],
     )
-
-
-def _timeline(label: str, curves: Sequence[tuple[str, str, str, Curve]]) -> str:
-    points = [point for _, _, _, curve in curves for point in curve]
-    if not points:
-        return ""
-    x = LinearScale.up_to(max(at for at, _ in points), *_WIDE.span_x)
-    y = LinearScale.up_to(max(value for _, value in points), *_WIDE.span_y)
-    parts = axes(_WIDE, x, y, "seconds", label)
-    along = float(_WIDE.left)
-    for name, colour, dashes, curve in curves:
-        parts += line(curve, x, y, colour, dashes)
-        if name:
-            parts += legend_line(along, 24, colour, dashes, name)
-            along += 60 + 8 * len(name)
-    return svg(_WIDE, f"{label} over time", parts)
-
-
-def _distribution(values: Sequence[float], name: str, target: float, label: str) -> str:
-    """The share of requests that were at least as quick, over time on a logarithmic axis."""
-    column = np.sort(np.asarray(values, np.float64))
-    column = column[column > 0.0]
-    if not len(column):
-        return "<p>No request has one.</p>"
-    shares = np.linspace(0.0, 1.0, _POINTS)
-    quick = np.quantile(column, shares)
-    ends = [float(quick[0]), float(quick[-1])]
-    if ends[0] / _SHOWN_WITHIN < target < ends[1] * _SHOWN_WITHIN:
-        ends = [min(ends[0], target), max(ends[1], target)]
-    x = LogScale.around(ends, *_WIDE.span_x)
-    y = LinearScale(0.0, 1.0, *_WIDE.span_y)
-    parts = axes(_WIDE, x, y, label, "share of requests")
-    curve = list(zip(quick.tolist(), shares.tolist(), strict=True))
-    parts += line(curve, x, y, BLUE)
-    if x.low < target < x.high:
-        parts += line([(target, 0.0), (target, 1.0)], x, y, RED, "2 3")
-        at, low = x.at(target), _WIDE.height - _WIDE.bottom - 8
-        # To the left of the line where there is no room to its right.
-        is_left = at > _WIDE.width * 0.75
-        shift, anchor = (-5, "end") if is_left else (5, "start")
-        parts.append(
-            f'<text x="{at + shift:.1f}" y="{low}" text-anchor="{anchor}">'
-            f"{html.escape(f'target of {name}: {target:g} ms')}</text>"
-        )
-    return svg(_WIDE, f"distribution of {label}", parts)

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-# Tokens in a block of Mooncake's traces.
-TRACE_BLOCK_TOKENS = 512
+from loadgen.traces.request import BLOCK_TOKENS as TRACE_BLOCK_TOKENS
+
+__all__ = ["TRACE_BLOCK_TOKENS", "PrefixCache"]
 
 
 class PrefixCache:

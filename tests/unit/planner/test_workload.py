@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.planner.trace_file import read_lengths
 from orchestrator.planner.workload import fixed, sampled
 from workers.perf.errors import PerfError
 
@@ -46,46 +45,3 @@ def test_contexts_are_weighted_by_how_long_answers_stay() -> None:
 def test_impossible_lengths_are_refused(arguments: tuple[float, float, float], says: str) -> None:
     with pytest.raises(PerfError, match=says):
         fixed(*arguments)
-
-
-def test_mooncake_lines_are_read(tmp_path: Path) -> None:
-    file = tmp_path / "trace.jsonl"
-    file.write_text(
-        '{"timestamp": 0, "input_length": 7, "output_length": 3, "hash_ids": [1]}\n\n'
-        '{"timestamp": 5, "input_length": 9, "output_length": 0, "hash_ids": [1]}\n'
-    )
-    assert read_lengths(file).isl == [7]
-
-
-def test_azure_and_burstgpt_columns_are_read(tmp_path: Path) -> None:
-    azure, burst = tmp_path / "a.csv", tmp_path / "b.csv"
-    azure.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16,374,44\n")
-    burst.write_text(
-        "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,"
-        "Log Type\n1,,2,GPT-4,5,6,11,API\n2,,2,GPT-4,5,0,5,API\n"
-    )
-    assert (read_lengths(azure).isl, read_lengths(azure).osl) == ([374], [44])
-    assert (read_lengths(burst).isl, read_lengths(burst).osl) == ([5], [6])
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("a,b\n1,2\n", "found columns a, b"),
-        ("ContextTokens,GeneratedTokens\n1,x\n", "line 2"),
-        ('{"input_length": 1}\n', "line 1"),
-        ("ContextTokens,GeneratedTokens\n", "no request"),
-    ],
-)
-def test_a_file_of_another_kind_is_refused_with_its_line(
-    tmp_path: Path, text: str, says: str
-) -> None:
-    file = tmp_path / "trace"
-    file.write_text(text)
-    with pytest.raises(PerfError, match=says):
-        read_lengths(file)
-
-
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PerfError, match="cannot be read"):
-        read_lengths(tmp_path / "none.csv")

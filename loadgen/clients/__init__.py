@@ -1,0 +1,1 @@
+"""How requests get to an endpoint, and what comes back: our gRPC, or OpenAI's HTTP."""

@@ -1,0 +1,1 @@
+"""What is sent: real text in the wanted number of tokens."""

@@ -1,0 +1,157 @@
+"""The report of a run, as one JSON document; names as in `tandem simulate --json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+from loadgen import figures
+from loadgen.figures import Targets
+from loadgen.recording import INTERRUPTED, Progress, Record, Recorder
+from loadgen.watching import ClusterSample
+
+# A client that sends later than this, or than so much of TTFT, is told about.
+_LATE_MS = 10.0
+_LATE_SHARE = 0.05
+_LOOP_DELAY_MS = 20.0
+
+Document = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One row of the timeline."""
+
+    progress: Progress
+    cluster: ClusterSample | None
+
+    def row(self) -> dict[str, object]:
+        seen = asdict(self.cluster) if self.cluster is not None else {}
+        return {**asdict(self.progress), **seen}
+
+
+@dataclass(slots=True)
+class Run:
+    """What a run leaves behind.
+
+    Attributes:
+        load: what was asked for, for people.
+        prompts: what prompts were made of.
+        gpus: that served, when known.
+        truncated: prompts that had to be shortened to fit the model.
+    """
+
+    recorder: Recorder
+    targets: Targets
+    target: Document
+    load: Document
+    prompts: str
+    gpus: int | None = None
+    interrupted: bool = False
+    truncated: int = 0
+    timeline: list[Moment] = field(default_factory=list)
+    loop_delays_ms: Sequence[float] = ()
+
+    def document(self) -> dict[str, object]:
+        """Everything, units in the names."""
+        records = self.recorder.records
+        judged = [record for record in records if record.reason != INTERRUPTED]
+        finished = [record for record in judged if record.good]
+        seconds = _seconds(records)
+        good = sum(self.targets.met(record) for record in finished)
+        tokens = sum(record.tokens for record in records)
+        prompt_tokens = sum(record.prompt_tokens for record in finished)
+        cached = [record.cached_tokens for record in finished if record.cached_tokens is not None]
+        return {
+            "target": dict(self.target),
+            "load": dict(self.load),
+            "prompts": self.prompts,
+            "warnings": self._warnings(finished),
+            "interrupted": self.interrupted,
+            "requests": len(records),
+            "finished": len(finished),
+            "failed": figures.failures(records),
+            "first_errors": figures.first_details(records),
+            "unfinished": len(records) - len(judged),
+            "seconds": seconds,
+            "ttft_ms": figures.percentiles(record.ttft_ms for record in finished),
+            "itl_ms": figures.percentiles(record.itl_ms for record in finished),
+            "e2e_ms": figures.percentiles(record.e2e_ms for record in finished),
+            "gap_ms": self.recorder.gaps.percentiles_ms(figures.PERCENTILES),
+            "requests_per_s": _per(len(finished), seconds),
+            "tokens_per_s": _per(tokens, seconds),
+            "prompt_tokens_per_s": _per(prompt_tokens, seconds),
+            "gpus": self.gpus,
+            "tokens_per_s_gpu": self._per_gpu(_per(tokens, seconds)),
+            "targets": asdict(self.targets),
+            "goodput_rps": _per(good, seconds),
+            "goodput_rps_gpu": self._per_gpu(_per(good, seconds)),
+            "goodput_share": _per(good, len(judged)),
+            "classes": self._classes(judged),
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": tokens,
+            "prefix_hit_share": _per(sum(cached), prompt_tokens) if cached else None,
+            "acceptance": figures.acceptance(finished),
+            "client": {
+                "late_ms": figures.percentiles(record.late_ms for record in records),
+                "loop_delay_ms": figures.percentiles(self.loop_delays_ms),
+                "most_open": self.recorder.most_open,
+            },
+            "distributions": {
+                "ttft_ms": figures.quantiles(record.ttft_ms for record in finished),
+                "itl_ms": figures.quantiles(record.itl_ms for record in finished),
+                "e2e_ms": figures.quantiles(record.e2e_ms for record in finished),
+            },
+            "timeline": [moment.row() for moment in self.timeline],
+        }
+
+    def _per_gpu(self, rate: float) -> float | None:
+        return None if self.gpus is None else rate / self.gpus
+
+    def _classes(self, judged: Sequence[Record]) -> list[dict[str, object]]:
+        names = dict.fromkeys(record.class_name for record in judged)
+        rows: list[dict[str, object]] = []
+        for name in names:
+            mine = [record for record in judged if record.class_name == name]
+            good = sum(record.good and self.targets.met(record) for record in mine)
+            rows.append({"name": name, "requests": len(mine), "good": good})
+        return rows
+
+    def _warnings(self, finished: Sequence[Record]) -> list[str]:
+        """What a reader must know before believing a figure."""
+        told = []
+        if self.prompts == "random tokens":
+            told.append(
+                "prompts were random tokens, which make speculation look 23 % quicker than it is "
+                "on text (SPEED-Bench) and leave experts unused"
+            )
+        late = figures.percentiles(record.late_ms for record in self.recorder.records)
+        ttft = figures.percentiles(record.ttft_ms for record in finished)
+        if late["p99"] > max(_LATE_MS, _LATE_SHARE * ttft["p50"]):
+            told.append(
+                f"the client was late, by {late['p99']:.0f} ms at p99; latencies count from the "
+                "intended moment, so part of them is the client's"
+            )
+        delay = figures.percentiles(self.loop_delays_ms)
+        if delay["p99"] > _LOOP_DELAY_MS:
+            told.append(
+                f"the client's event loop was {delay['p99']:.0f} ms late (p99): it had no time "
+                "left, and what it measured of others is that much too long"
+            )
+        if self.truncated:
+            told.append(f"{self.truncated} prompts were shortened to fit the model's length")
+        if self.interrupted:
+            told.append("the run was stopped before its end")
+        return told
+
+
+def _seconds(records: Sequence[Record]) -> float:
+    """From the first intended moment to the last thing that came."""
+    ends = [record.ended_s for record in records if record.ended]
+    if not ends:
+        return 0.0
+    return max(ends) - min(record.intended_s for record in records)
+
+
+def _per(amount: float, whole: float) -> float:
+    return amount / whole if whole > 0.0 else 0.0

@@ -1,0 +1,1 @@
+"""Requests as they were seen elsewhere: reading the public trace formats, and shaping them."""
