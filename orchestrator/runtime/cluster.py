@@ -25,6 +25,7 @@ import psutil
 from orchestrator.errors import UserError
 from orchestrator.runtime.child import Child, Interrupted, never
 from orchestrator.runtime.control_thread import ControlThread
+from orchestrator.runtime.joined_ray import join_ray
 from orchestrator.runtime.leftovers import MARK, end_leftovers, processes_of
 from orchestrator.runtime.local_ray import start_ray, stop_ray, vital_processes
 from orchestrator.runtime.pools import Pools
@@ -139,6 +140,11 @@ class LocalCluster:
     def _start_ray(self, temp_dir: Path, interrupted: Callable[[], bool]) -> None:
         if interrupted():
             raise Interrupted
+        if self.spec.ray.joined:
+            self._report(f"joining the Ray at {self.spec.ray.address}")
+            self._undo.callback(self._stop_in_ray, "leaving Ray", stop_ray, _RAY_STOP_S)
+            join_ray(self.spec.ray)
+            return
         self._report("starting Ray")
         self._undo.callback(self._stop_in_ray, "stopping Ray", stop_ray, _RAY_STOP_S)
         pools = (self.spec.prefill, self.spec.decode)

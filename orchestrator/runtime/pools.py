@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import UserError
+from orchestrator.runtime.node_replica import NodeReplica
+from orchestrator.runtime.placement import Placement
 from orchestrator.runtime.replica import FAILURE_SUFFIX, WorkerReplica, shutdown_timeout_s
 from orchestrator.runtime.worker_configs import worker_config
 from orchestrator.spec import ClusterSpec
@@ -93,12 +95,11 @@ class Pools:
     def _application(self, role: Role) -> Application:
         from ray import serve
 
-        pool = self._spec.prefill if role == "prefill" else self._spec.decode
-        cpus, gpus = (pool.layout.ranks * each for each in (pool.resources.cpu, pool.resources.gpu))
+        placement = Placement.of(self._spec, role)
         deploy = serve.deployment(
             name=role,
             num_replicas=self._sizes[role],
-            ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
+            ray_actor_options=placement.actor_options,
             health_check_period_s=HEALTH_PERIOD_S,
             health_check_timeout_s=HEALTH_TIMEOUT_S,
             graceful_shutdown_wait_loop_s=0.1,
@@ -106,10 +107,9 @@ class Pools:
             logging_config=self._serve_logs(),
         )
         config = worker_config(self._spec, role, self._store_url, self._cluster)
-        deployment = deploy(WorkerReplica)
-        if pool.layout.ranks > 1:
-            bundle: dict[str, float] = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
-            deployment = deployment.options(placement_group_bundles=[bundle])
+        deployment = deploy(NodeReplica if self._spec.ray.joined else WorkerReplica)
+        if placement.bundles is not None:
+            deployment = deployment.options(placement_group_bundles=placement.bundles)
         return deployment.bind(config.to_json(), str(self._log_dir), DRAIN_S)
 
     @property
@@ -175,3 +175,6 @@ class Pools:
             serve.delete(role, _blocking=False)
         for role in self._deployed:
             serve.delete(role)
+        if not serve.status().applications:
+            # In a Ray that goes on, its controller would stay.
+            serve.shutdown()  # type: ignore[no-untyped-call]

@@ -6,39 +6,21 @@ of `tandem up`, workers listen on the address of their node, since routers run e
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.runtime.node_replica import NodeReplica
 from orchestrator.runtime.pools import HEALTH_PERIOD_S, HEALTH_TIMEOUT_S
-from orchestrator.runtime.replica import WorkerReplica, shutdown_timeout_s
+from orchestrator.runtime.replica import shutdown_timeout_s
 from orchestrator.runtime.worker_configs import worker_config
 from orchestrator.spec.loading import find_model, validated
-from workers.config import WorkerConfig
 from workers.registry import Role
 
 if TYPE_CHECKING:
     from ray.serve import Application
 
 _LOG_DIR = "/tmp/tandem"  # noqa: S108 - the only place that a pod may write to
-
-
-class NodeReplica(WorkerReplica):
-    """A worker that other machines reach at its node's address."""
-
-    async def __init__(  # type: ignore[misc]
-        self, config_json: str, log_dir: str, drain_s: float
-    ) -> None:
-        await super().__init__(_for_this_node(config_json, log_dir), log_dir, drain_s)
-
-
-def _for_this_node(config_json: str, log_dir: str) -> str:
-    import ray
-
-    Path(log_dir).mkdir(parents=True, exist_ok=True)
-    host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-    return dataclasses.replace(WorkerConfig.from_json(config_json), host=host).to_json()
 
 
 def pool(args: Mapping[str, object]) -> Application:

@@ -49,7 +49,13 @@ def _check_store(store: str) -> str:
     return store
 
 
+def _check_ray(address: str) -> str:
+    return address if address == "local" else _check_address(address)
+
+
 Address = Annotated[str, AfterValidator(_check_address)]
+RayAddress = Annotated[str, AfterValidator(_check_ray)]
+RayResource = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,62}$")]
 Store = Annotated[str, AfterValidator(_check_store)]
 
 
@@ -180,6 +186,31 @@ class DecodePool(Pool):
         return workers
 
 
+class RaySpec(Section):
+    """Which Ray places the workers: `local`, one of our own that ends with the cluster, or the
+    address of one that runs already, whose nodes may be other machines. Of the custom resource in
+    `prefill_on` or `decode_on` each worker of that pool takes 1, so nodes without it have none."""
+
+    address: RayAddress = "local"
+    prefill_on: RayResource | None = None
+    decode_on: RayResource | None = None
+
+    @property
+    def joined(self) -> bool:
+        """Whether the workers may be on other machines."""
+        return self.address != "local"
+
+    @model_validator(mode="after")
+    def _places_of_a_joined_ray(self) -> RaySpec:
+        for field, resource in (("prefill_on", self.prefill_on), ("decode_on", self.decode_on)):
+            if resource is not None and not self.joined:
+                raise ValueError(
+                    f"{field} {resource}: our own Ray has no such resource; set address to that "
+                    "of a Ray whose nodes have it"
+                )
+        return self
+
+
 class RouterSpec(Section):
     """Where clients reach the cluster; port 0 takes any free one."""
 
@@ -277,6 +308,7 @@ class ClusterSpec(Section):
     tenants: dict[ClassName, TenantSpec] = Field(default_factory=dict, max_length=256)
     prefill: PrefillPool = Field(default_factory=PrefillPool)
     decode: DecodePool = Field(default_factory=DecodePool)
+    ray: RaySpec = Field(default_factory=RaySpec)
     router: RouterSpec = Field(default_factory=RouterSpec)
     autoscaling: AutoscalingSpec = Field(default_factory=AutoscalingSpec)
     telemetry: TelemetrySpec = Field(default_factory=TelemetrySpec)
@@ -303,6 +335,16 @@ class ClusterSpec(Section):
             raise ValueError(
                 f"tenants: {', '.join(without)} has no key in security.api_keys, "
                 "so no request can be told to be its own"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _store_that_all_machines_reach(self) -> ClusterSpec:
+        if self.ray.joined and self.store == "embedded":
+            raise ValueError(
+                f"store embedded: only this machine reaches it, and with ray.address "
+                f"{self.ray.address} workers may be on others; set store to the URL of a Redis or "
+                "Valkey that all of them reach, such as redis://host:6379/0"
             )
         return self
 

@@ -20,7 +20,7 @@ from workers.state.reshard import Extent, PairCopies
 from workers.state.store import StateStore
 
 # Notifications of other kinds can be told apart, and random bytes are not parsed at all.
-_MANIFEST_TAG = b"tandem.manifest.2\n"
+_MANIFEST_TAG = b"tandem.manifest.3\n"
 _CONTROL_TAG = b"tandem.control.1\n"
 # A notification is a message of the network's control path: far more than any of ours has.
 _MOST_BYTES = 64 * 1024

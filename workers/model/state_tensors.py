@@ -20,14 +20,29 @@ from torch import Tensor
 from workers.model.config import ModelConfig
 
 
+def by_layer(memory: Tensor) -> Tensor:
+    """KV as the model sees it, of memory that holds it head by head.
+
+    A block is one run of memory, and in it all layers of a KV head are one: whoever holds only
+    some of the heads takes or gives them as few long runs. Kernels go by strides.
+
+    Args:
+        memory: [num_blocks, kv_heads, layers, 2, block_size, head_dim].
+
+    Returns:
+        A view [num_blocks, layers, 2, kv_heads, block_size, head_dim].
+    """
+    return memory.permute(0, 2, 3, 1, 4, 5)
+
+
 @dataclass(frozen=True, slots=True)
 class StateTensors:
     """State of all requests of one engine.
 
     Attributes:
-        kv: [num_blocks, attention layers, 2, kv_heads, block_size, head_dim], model dtype; block
-            first, so that one block is one contiguous run. Whoever writes the first token of a
-            block zeroes the rest of it, so a block that is in use holds finite numbers only.
+        kv: [num_blocks, attention layers, 2, kv_heads, block_size, head_dim], model dtype, a view
+            of memory as `by_layer` has it. Whoever writes the first token of a block zeroes the
+            rest of it, so a block that is in use holds finite numbers only.
         draft_kv: [num_blocks, attention layers of the MTP block, 2, kv_heads, block_size,
             head_dim], same blocks as kv; no layers where nothing is drafted.
         conv: [slots, mamba layers, conv_dim, conv_kernel - 1], model dtype: the last inputs of
@@ -67,12 +82,15 @@ class StateTensors:
         def zeros(*shape: int, kind: torch.dtype = dtype) -> Tensor:
             return torch.zeros(shape, dtype=kind, device=device)
 
-        block = (2, config.num_key_value_heads, block_size, config.head_dim)
+        def pages(layers: int) -> Tensor:
+            heads = config.num_key_value_heads
+            return by_layer(zeros(blocks, heads, layers, 2, block_size, config.head_dim))
+
         rows = (slots, config.mamba_layers)
         heads = config.mamba_num_heads
         return cls(
-            kv=zeros(blocks, config.attention_layers, *block),
-            draft_kv=zeros(blocks, config.mtp_attention_layers if draft_tokens else 0, *block),
+            kv=pages(config.attention_layers),
+            draft_kv=pages(config.mtp_attention_layers if draft_tokens else 0),
             conv=zeros(*rows, config.conv_dim, max(config.conv_kernel - 1, 0)),
             ssm=zeros(
                 *rows, heads, config.mamba_head_dim, config.ssm_state_size, kind=torch.float32

@@ -80,13 +80,13 @@ class StateGeometry:
 
     @property
     def kv_block_shape(self) -> tuple[int, ...]:
-        """[attention layers, key or value, KV heads, tokens, head dim] of one block."""
-        return (self.attn_layers, 2, self.kv_heads, self.block_tokens, self.head_dim)
+        """[KV heads, attention layers, key or value, tokens, head dim] of one block in memory."""
+        return (self.kv_heads, self.attn_layers, 2, self.block_tokens, self.head_dim)
 
     @property
     def draft_kv_block_shape(self) -> tuple[int, ...]:
         """As `kv_block_shape`, of the attention layers of the MTP block."""
-        return (self.draft_attn_layers, 2, self.kv_heads, self.block_tokens, self.head_dim)
+        return (self.kv_heads, self.draft_attn_layers, 2, self.block_tokens, self.head_dim)
 
     @property
     def conv_shape(self) -> tuple[int, ...]:

@@ -147,8 +147,8 @@ class _Pair:
             (theirs, self.target.kv_heads(self.t), there, 1),
         )
         for geometry, held, places, column in sides:
-            head_bytes = geometry.block_tokens * token_bytes
-            layer_bytes = 2 * len(held) * head_bytes
+            plane_bytes = geometry.block_tokens * token_bytes  # keys or values of one layer
+            head_bytes = 2 * layers * plane_bytes
             block, inside = np.divmod(runs[:, column], geometry.block_tokens)
             if len(block) and block.max() >= len(places.blocks):
                 raise ValueError(
@@ -156,10 +156,10 @@ class _Pair:
                     f"found {len(places.blocks)} blocks"
                 )
             numbers = np.asarray(places.blocks, dtype=np.int64)
-            begin = numbers[block] * (layers * layer_bytes) + inside * token_bytes
+            begin = numbers[block] * (len(held) * head_bytes) + inside * token_bytes
             ends.append(begin + held.index(heads[0]) * head_bytes)
-            dimensions.append((layer_bytes, layer_bytes // 2, head_bytes))
-        counts = (layers, 2, len(heads))
+            dimensions.append((head_bytes, plane_bytes))
+        counts = (len(heads), 2 * layers)
         inner = [*zip(counts, *dimensions, strict=True)]
         lengths = runs[:, 2] * token_bytes
         # Whole blocks of both ends first: they are long runs, and the only ones that can be joined

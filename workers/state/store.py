@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from protos.tandem.v1.handoff_pb2 import StateKind
-from workers.model.state_tensors import StateTensors
+from workers.model.state_tensors import StateTensors, by_layer
 from workers.state.geometry import SSM_DTYPE, StateGeometry
 from workers.state.memory import CopyPlan
 
@@ -55,21 +55,23 @@ class StateStore:
     ) -> None:
         self.geometry = geometry
         self.device = torch.device(device)
+        kv = self._zeros((blocks, *geometry.kv_block_shape), geometry.dtype)
+        draft_kv = self._zeros((blocks, *geometry.draft_kv_block_shape), geometry.dtype)
         self.tensors = StateTensors(
-            kv=self._zeros((blocks, *geometry.kv_block_shape), geometry.dtype),
+            kv=by_layer(kv),
             conv=self._zeros((slots, *geometry.conv_shape), geometry.dtype),
             ssm=self._zeros((slots, *geometry.ssm_shape), SSM_DTYPE),
-            draft_kv=self._zeros((blocks, *geometry.draft_kv_block_shape), geometry.dtype),
+            draft_kv=by_layer(draft_kv),
             window_inputs=self._zeros((slots, *geometry.window_inputs_shape), geometry.dtype),
             window_steps=self._zeros((slots, *geometry.window_steps_shape), SSM_DTYPE),
         )
         # [slots, d]: the last position's hidden state, from which the next draft starts.
         self.draft_hidden = self._zeros((slots, geometry.draft_hidden_size), geometry.dtype)
         self._by_kind = {
-            StateKind.STATE_KIND_ATTENTION_KV: self.tensors.kv,
+            StateKind.STATE_KIND_ATTENTION_KV: kv,
             StateKind.STATE_KIND_MAMBA_CONV: self.tensors.conv,
             StateKind.STATE_KIND_MAMBA_SSM: self.tensors.ssm,
-            StateKind.STATE_KIND_DRAFT_KV: self.tensors.draft_kv,
+            StateKind.STATE_KIND_DRAFT_KV: draft_kv,
             StateKind.STATE_KIND_DRAFT_HIDDEN: self.draft_hidden,
         }
 

@@ -35,6 +35,7 @@ class Cable:
         # Interface names have at most 15 characters.
         self._tag = f"tnd{os.getpid() % 100_000}"
         self.left, self.right = f"{self._tag}l", f"{self._tag}r"
+        self.addresses = ("10.213.7.1", "10.213.7.2")
         for number, name in enumerate((self.left, self.right), start=1):
             _ip("netns", "add", name)
             _ip("-n", name, "link", "set", "lo", "up")  # NIXL does not start without it
@@ -53,26 +54,34 @@ class Cable:
                     "netns",
                     self.right,
                 )
-        for number, (name, end) in enumerate(((self.left, "a"), (self.right, "b")), start=1):
+        ends = ((self.left, "a"), (self.right, "b"))
+        for address, (name, end) in zip(self.addresses, ends, strict=True):
             device = f"{self._tag}{end}"
-            _ip("-n", name, "addr", "add", f"10.213.7.{number}/24", "dev", device)
+            _ip("-n", name, "addr", "add", f"{address}/24", "dev", device)
             _ip("-n", name, "link", "set", device, "up")
 
-    def slow_down(self) -> None:
-        """From left to right 50 MB/s pass."""
-        limit = ["root", "tbf", "rate", "400mbit", "burst", "256kb", "latency", "50ms"]
-        command = ["tc", "-n", self.left, "qdisc", "add", "dev", f"{self._tag}a", *limit]
-        subprocess.run(command, check=True, capture_output=True)
+    def slow_down(self, rate: str = "400mbit") -> None:
+        """From left to right no more than this passes, in the words of tc."""
+        limit = ["root", "tbf", "rate", rate, "burst", "256kb", "latency", "50ms"]
+        self._tc("qdisc", "add", "dev", f"{self._tag}a", *limit)
 
     def pull(self) -> None:
         """Nothing passes any more, and neither end is told."""
         _ip("-n", self.left, "link", "set", f"{self._tag}a", "down")
+
+    def plug(self) -> None:
+        """Make it whole and quick again."""
+        self._tc("qdisc", "del", "dev", f"{self._tag}a", "root")
+        _ip("-n", self.left, "link", "set", f"{self._tag}a", "up")
 
     def received_bytes(self) -> int:
         """What has come in on the right."""
         counter = f"/sys/class/net/{self._tag}b/statistics/rx_bytes"
         command = ["ip", "netns", "exec", self.right, "cat", counter]
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    def _tc(self, *arguments: str) -> None:
+        subprocess.run(["tc", "-n", self.left, *arguments], check=True, capture_output=True)
 
     def remove(self) -> None:
         for name in (self.left, self.right):

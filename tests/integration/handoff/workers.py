@@ -241,13 +241,18 @@ def memory_of(store: StateStore) -> Memory:
     """The bytes of every kind, live."""
     tensors = store.tensors
     kinds = {
-        StateKind.STATE_KIND_ATTENTION_KV: tensors.kv,
+        StateKind.STATE_KIND_ATTENTION_KV: by_head(tensors.kv),
         StateKind.STATE_KIND_MAMBA_CONV: tensors.conv,
         StateKind.STATE_KIND_MAMBA_SSM: tensors.ssm,
-        StateKind.STATE_KIND_DRAFT_KV: tensors.draft_kv,
+        StateKind.STATE_KIND_DRAFT_KV: by_head(tensors.draft_kv),
         StateKind.STATE_KIND_DRAFT_HIDDEN: store.draft_hidden,
     }
     return {kind: each.view(-1).view(torch.uint8).numpy() for kind, each in kinds.items()}
+
+
+def by_head(kv: torch.Tensor) -> torch.Tensor:
+    """KV as it lies in memory; fails when that is another order."""
+    return kv.permute(0, 3, 1, 2, 4, 5)
 
 
 class Driven(Protocol):

@@ -17,7 +17,7 @@ from workers.model.config import ModelConfig, parse_config
 from workers.model.config_fields import Fields
 from workers.model.linear import Linear
 from workers.model.paging import WindowPages
-from workers.model.state_tensors import StateTensors
+from workers.model.state_tensors import StateTensors, by_layer
 from workers.model.weights import MambaWeights, MoeWeights
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -202,7 +202,8 @@ def test_windows_keep_what_was_accepted(name: str, dtype: torch.dtype) -> None:
 def test_attention_over_pages(dtype: torch.dtype, head_dim: int, queries: int) -> None:
     rows, kv_heads, share, block_tokens, columns = 3, 2, 3, 8, 20
     heads = kv_heads * share
-    planes = noise(rows * columns, 4, 2, kv_heads, block_tokens, head_dim, dtype=dtype)[:, 1]
+    memory = noise(rows * columns, kv_heads, 4, 2, block_tokens, head_dim, dtype=dtype)
+    planes = by_layer(memory)[:, 1]
     order = torch.randperm(rows * columns, generator=torch.Generator().manual_seed(0))
     tables = order.view(rows, columns)
     ends = torch.tensor([[queries], [100], [columns * block_tokens]])

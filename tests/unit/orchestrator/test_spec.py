@@ -118,6 +118,16 @@ security: {tls: null, api_keys: null}
             "store: mysql://x",
             "line 1: store is 'mysql://x': must be embedded, or a URL such as redis://host:6379/0",
         ),
+        (
+            "ray: {address: somewhere}",
+            "line 1: ray.address is 'somewhere': must be host:port with a port from 0 to 65535, "
+            "such as 127.0.0.1:50051",
+        ),
+        (
+            "ray: {decode_on: big}",
+            "line 1: ray: decode_on big: our own Ray has no such resource; set address to that of "
+            "a Ray whose nodes have it",
+        ),
         ("prefill:", "line 1: prefill must be a mapping of keys and values"),
         ("store: embedded\nstore: embedded", "line 2: key 'store' is already on line 1"),
         ("a: [1", "line 1, column 6: expected ',' or ']', but got '<stream end>'"),
@@ -127,6 +137,11 @@ def test_a_fault_is_named_with_its_line_and_the_fix(
     text: str, problem: str, tmp_path: Path
 ) -> None:
     assert _problems(text, tmp_path) == (problem,)
+
+
+def test_workers_on_other_machines_need_a_store_that_these_reach() -> None:
+    with pytest.raises(SpecError, match="workers may be on others"):
+        load_spec(None, {"ray.address": "10.0.0.1:6379"})
 
 
 def test_every_fault_of_a_file_is_told_at_once(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from orchestrator.runtime.placement import Placement
 from orchestrator.runtime.router_process import router_config
 from orchestrator.runtime.worker_configs import worker_config
 from orchestrator.spec import load_spec
@@ -39,6 +40,27 @@ def test_a_decode_worker_is_told_its_layout() -> None:
     assert config.parallel == ParallelLayout(kvp=2, tpa=2, tpf=1, ep=4, interleave=8)
     assert not config.hop_b
     assert worker_config(spec, "prefill", None, "c").parallel.size == 1
+
+
+def test_a_worker_is_placed_with_all_its_ranks_and_where_the_spec_says() -> None:
+    alone = Placement.of(load_spec(), "prefill")
+    assert alone.actor_options == {"num_cpus": 1, "num_gpus": 0}
+    assert alone.bundles is None
+    spec = load_spec(
+        None,
+        {
+            "store": "redis://10.0.0.1:7000/0",
+            "ray.address": "10.0.0.1:6379",
+            "ray.decode_on": "big",
+            "decode.layout.kvp": 2,
+            "decode.layout.ep": 2,
+            "decode.resources.gpu": 1,
+        },
+    )
+    group = Placement.of(spec, "decode")
+    assert group.actor_options == {"num_cpus": 2, "num_gpus": 2, "resources": {"big": 1}}
+    assert group.bundles == [{"CPU": 2, "GPU": 2, "big": 1}]
+    assert Placement.of(spec, "prefill").place_on is None
 
 
 def test_a_prefill_worker_is_tensor_parallel() -> None:

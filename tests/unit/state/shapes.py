@@ -77,8 +77,8 @@ class Whole:
             if not whole.size:
                 continue
             heads = list(layout.kv_heads(rank))
-            shape = (-1, whole.shape[0], 2, len(heads), mine.block_tokens, whole.shape[-1])
-            blocks = memory[kind].reshape(shape)
+            shape = (-1, len(heads), whole.shape[0], 2, mine.block_tokens, whole.shape[-1])
+            blocks = memory[kind].reshape(shape).transpose(0, 2, 3, 1, 4, 5)
             for token in range(whole.shape[3]):
                 if parallel.owner(token) == parallel.kvp_rank(rank):
                     block, offset = divmod(parallel.local_index(token), mine.block_tokens)

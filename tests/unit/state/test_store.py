@@ -31,11 +31,17 @@ geometries = st.builds(
 )
 
 
+def by_head(store: StateStore) -> torch.Tensor:
+    """The bytes of KV in the order of memory, live."""
+    return store.tensors.kv.permute(0, 3, 1, 2, 4, 5).view(torch.uint8)
+
+
 @given(geometries)
 def test_sizes_are_those_of_the_tensors(geometry: StateGeometry) -> None:
     store = StateStore(geometry, blocks=3, slots=2)
     tensors = store.tensors
-    assert tensors.kv.shape == (3, *geometry.kv_block_shape)
+    heads, layers, planes, *page = geometry.kv_block_shape
+    assert tensors.kv.shape == (3, layers, planes, heads, *page)
     assert tensors.kv.nbytes == 3 * geometry.kv_block_bytes
     assert tensors.conv.nbytes == 2 * geometry.conv_slot_bytes
     assert tensors.ssm.nbytes == 2 * geometry.ssm_slot_bytes
@@ -54,8 +60,9 @@ def test_the_bases_are_where_the_tensors_are() -> None:
 @given(st.lists(st.tuples(st.integers(0, 90), st.integers(1, 10)), min_size=1))
 def test_contents_are_the_bytes_of_the_runs_in_order(runs: list[tuple[int, int]]) -> None:
     store = StateStore(SMALL, blocks=10, slots=1)
-    store.tensors.kv.view(torch.uint8).random_(0, 256)
-    flat = store.tensors.kv.view(torch.uint8).numpy().tobytes()
+    memory = by_head(store)
+    memory.random_(0, 256)
+    flat = memory.numpy().tobytes()
     offsets, lengths = np.array(runs, dtype=np.uint64).T
     views = list(store.contents(KV, offsets, lengths))
     assert b"".join(views) == b"".join(flat[a : a + n] for a, n in runs)
@@ -67,7 +74,7 @@ def test_long_runs_are_not_copied_and_neighbours_are_one_view() -> None:
     offsets = np.array([part, 2 * part, 6 * part], dtype=np.uint64)
     views = list(store.contents(KV, offsets, np.full(3, part, dtype=np.uint64)))
     assert [len(view) for view in views] == [2 * part, part]
-    store.tensors.kv.view(torch.uint8)[1].fill_(5)
+    by_head(store)[1].fill_(5)
     assert views[0][0] == 5
 
 

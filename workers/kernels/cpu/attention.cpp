@@ -4,10 +4,11 @@
 #include "vector.h"
 
 struct Pages {
-  const void* planes;  // [blocks, 2, kv_heads, block_tokens, head_dim], blocks `block` elements apart
+  const void* planes;  // [blocks, 2, kv_heads, block_tokens, head_dim], tokens side by side
   const int64_t* tables;   // [rows, columns]
   const int64_t* visible;  // [rows, queries]
-  int64_t block, columns, kv_heads, block_tokens, head_dim;
+  int64_t columns, kv_heads, block_tokens, head_dim;
+  int64_t block, plane, head;  // elements from one to the next
 };
 
 constexpr int CHUNK = 64;  // keys at once
@@ -58,7 +59,7 @@ static void attend_tile(const Pages& p, int64_t row, int head, int first, int co
   float* values = keys + wide * CHUNK;
   const int64_t* visible = p.visible + row * queries + first;
   const int64_t* table = p.tables + row * p.columns;
-  const int64_t plane = p.kv_heads * p.block_tokens * dim;
+  const int64_t plane = p.plane;
   const float scale = 1.0f / sqrtf(float(dim));
 
   int64_t limit = 0;
@@ -78,8 +79,8 @@ static void attend_tile(const Pages& p, int64_t row, int head, int first, int co
       for (int i = 0; i < LANES; i++) {
         const int64_t key = start + at + i;
         k[i] = at + i < length ? static_cast<const T*>(p.planes) +
-                                     table[key / p.block_tokens] * p.block +
-                                     (head * p.block_tokens + key % p.block_tokens) * dim
+                                     table[key / p.block_tokens] * p.block + head * p.head +
+                                     key % p.block_tokens * dim
                                : nullptr;
       }
       int d = 0;

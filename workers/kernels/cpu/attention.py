@@ -16,7 +16,15 @@ class _Pages(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("planes", "tables", "visible")),
         *(
             (name, ctypes.c_int64)
-            for name in ("block", "columns", "kv_heads", "block_tokens", "head_dim")
+            for name in (
+                "columns",
+                "kv_heads",
+                "block_tokens",
+                "head_dim",
+                "block",
+                "plane",
+                "head",
+            )
         ),
     )
 
@@ -26,7 +34,8 @@ def attend(q: Tensor, planes: Tensor, tables: Tensor, visible: Tensor, heads: in
 
     Args:
         q: [b, queries, heads * head_dim]; the last dimension lies together.
-        planes: one layer of the KV tensor, [blocks, 2, kv_heads, block_tokens, head_dim].
+        planes: one layer of the KV tensor, [blocks, 2, kv_heads, block_tokens, head_dim]; the
+            tokens of a head lie together.
         tables: int64 [b, n], entry i is the block of tokens [i * block_tokens, ...).
         visible: int64 [b, queries], how many stored tokens each query sees, one at least.
         heads: query heads.
@@ -42,11 +51,11 @@ def attend(q: Tensor, planes: Tensor, tables: Tensor, visible: Tensor, heads: in
         planes.data_ptr(),
         tables.data_ptr(),
         visible.data_ptr(),
-        planes.stride(0),
         tables.shape[1],
         kv_heads,
         block_tokens,
         head_dim,
+        *planes.stride()[:3],
     )
     function("attend_pages", q.dtype)(
         ctypes.byref(pages),

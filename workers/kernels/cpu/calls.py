@@ -32,7 +32,7 @@ _FLOAT32_SIGNATURES = {
     "open_pages": "ipppi",
     "plan_pages": "piiiipippppp",
     "route": "iiippidpp",
-    "write_pages": "iiiipppipi",
+    "write_pages": "iiipppipiii",
 }
 
 

@@ -40,17 +40,20 @@ void open_pages_float32(int64_t tokens, const int64_t* blocks, const int64_t* of
     if (blocks[i] >= 0 && offsets[i] == 0) memset(memory + blocks[i] * bytes, 0, bytes);
 }
 
-// Store keys and values [tokens, 2 kv_heads, head_bytes], tokens `given_bytes` apart, in one layer
-// of the KV tensor: blocks `block_bytes` apart, [2 kv_heads, block_tokens, head_bytes] each.
-void write_pages_float32(int64_t tokens, int64_t heads, int64_t head_bytes, int64_t block_tokens,
-                         const int64_t* blocks, const int64_t* offsets, const char* given,
-                         int64_t given_bytes, char* planes, int64_t block_bytes) {
+// Store keys and values [tokens, 2, kv_heads, head_bytes], tokens `given_bytes` apart, in one layer
+// of the KV tensor [blocks, 2, kv_heads, block_tokens, head_bytes], of which the first three are
+// `block_bytes`, `plane_bytes` and `lane_bytes` apart.
+void write_pages_float32(int64_t tokens, int64_t heads, int64_t head_bytes, const int64_t* blocks,
+                         const int64_t* offsets, const char* given, int64_t given_bytes,
+                         char* planes, int64_t block_bytes, int64_t plane_bytes,
+                         int64_t lane_bytes) {
   for (int64_t i = 0; i < tokens; i++) {
     if (blocks[i] < 0) continue;
     char* to = planes + blocks[i] * block_bytes + offsets[i] * head_bytes;
-    for (int64_t head = 0; head < heads; head++)
-      memcpy(to + head * block_tokens * head_bytes, given + i * given_bytes + head * head_bytes,
-             head_bytes);
+    const char* from = given + i * given_bytes;
+    for (int64_t plane = 0; plane < 2; plane++)
+      for (int64_t head = 0; head < heads; head++, from += head_bytes)
+        memcpy(to + plane * plane_bytes + head * lane_bytes, from, head_bytes);
   }
 }
 }

@@ -69,17 +69,16 @@ class PlannedPages:
 
     def write(self, planes: Tensor, kv: Tensor) -> None:
         """Store keys and values [b * w, 2, kv_heads, head_dim], each token's side by side."""
-        _, _, kv_heads, block_tokens, head_dim = planes.shape
+        _, _, kv_heads, _, head_dim = planes.shape
         size = kv.itemsize
         function("write_pages", torch.float32)(
             len(self.blocks),
-            2 * kv_heads,
+            kv_heads,
             head_dim * size,
-            block_tokens,
             self.blocks.data_ptr(),
             self.offsets.data_ptr(),
             kv.data_ptr(),
             kv.stride(0) * size,
             planes.data_ptr(),
-            planes.stride(0) * size,
+            *(step * size for step in planes.stride()[:3]),
         )
