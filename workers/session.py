@@ -217,8 +217,9 @@ class RouterSession:
                     handoff=handoff,
                     cached_tokens=cached_tokens,
                 )
-            case StateArrived(key):
-                self._pending.state_arrived.add(handle=self._handle_of[key])
+            case StateArrived(key, generated_tokens):
+                handle = self._handle_of[key]
+                self._pending.state_arrived.add(handle=handle, generated_tokens=generated_tokens)
             case Stayed(key, reason, detail):
                 handle = self._handle_of[key]
                 self._pending.stayed.add(handle=handle, reason=reason, detail=detail)

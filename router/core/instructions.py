@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SendReserve:
-    """Ask a decode worker to set memory aside. `generated` were made by an earlier attempt."""
+    """Ask a decode worker to set memory aside. `generated` were made by an earlier attempt, which
+    may make up to `growth_tokens` more before its state comes."""
 
     worker_id: str
     handle: int
     request_id: str
     generated: Sequence[int] = ()
+    growth_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,15 @@ class SendRenew:
 
     worker_id: str
     handle: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendMigrate:
+    """Have a decode worker let a request go on where the ticket says; without one it is to stay."""
+
+    worker_id: str
+    handle: int
+    ticket: HandoffTicket | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +111,7 @@ class Report:
     prompt_tokens: int
     completion_tokens: int
     retries: int = 0  # attempts that failed before
+    migrations: int = 0  # how often it moved to another decode worker with its state
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +126,6 @@ class Finish:
 
 
 WorkerInstruction: TypeAlias = (
-    SendReserve | SendPrefill | SendCancel | SendRenew | SendDrain | SendFlip
+    SendReserve | SendPrefill | SendCancel | SendRenew | SendMigrate | SendDrain | SendFlip
 )
 Instruction: TypeAlias = WorkerInstruction | Deliver | Finish

@@ -39,6 +39,7 @@ class PrefillDone:
 @dataclass(frozen=True, slots=True)
 class StateArrived:
     key: int
+    generated_tokens: int = 0  # of the answer, that it has; it goes on with the next
 
 
 @dataclass(frozen=True, slots=True)

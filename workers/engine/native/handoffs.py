@@ -133,12 +133,13 @@ class RequestHandoffs:
     def _arrived(self, outcome: Arrival) -> Sequence:
         sequence = self._requests[outcome.handle]
         self._memory.settle(outcome.handle)
-        self._requests.events.state_arrived.append(StateArrived(outcome.handle))
         sequence.context_tokens = outcome.tokens
         # Token 0 came to the client from prefill; here it only has to be fed. So did those that
         # another decode worker has made since the reservation.
         for token_id in outcome.made if sequence.output else (outcome.first_token_id,):
             sequence.sampling.append(token_id)
+        arrived = StateArrived(outcome.handle, len(sequence.output))
+        self._requests.events.state_arrived.append(arrived)
         return sequence
 
     def _sent(self, outcome: Sent) -> None:
