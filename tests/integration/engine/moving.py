@@ -9,7 +9,7 @@ from protos.tandem.v1.common_pb2 import REASON_MIGRATED
 from tests.integration.engine.engines import MAX_STEPS, item
 from workers.engine.chosen import Chosen
 from workers.engine.commands import Migrate, Prefill, Reserve, Sampling
-from workers.engine.events import Ended, StepEvents, Stayed
+from workers.engine.events import Ended, Stayed, StepEvents
 from workers.engine.native.engine import NativeEngine
 
 

@@ -27,7 +27,8 @@ from tests.integration.engine.engines import MAX_STEPS, Record, item, load
 from tests.reference_models import Shape, write_reference
 from workers.engine.commands import Cancel, Command, Drain, Prefill, Renew, Reserve, Sampling
 from workers.engine.events import Credits, StepEvents
-from workers.engine.simulated.engine import Identity, Limits, SimulatedEngine
+from workers.engine.simulated.engine import Identity, SimulatedEngine
+from workers.engine.simulated.limits import Limits
 from workers.engine.simulated.prefixes import Prefixes
 from workers.engine.simulated.times import LinearTimes
 

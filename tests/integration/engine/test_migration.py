@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from protos.tandem.v1.common_pb2 import REASON_LENGTH, REASON_MIGRATED
-from tests.integration.engine.engines import load, run_colocated
+from tests.integration.engine.engines import load
 from tests.integration.engine.moving import Move, run_moving
 from tests.reference_models import Shape, reference_greedy, write_drafting
 from workers.engine.commands import Sampling

@@ -22,8 +22,9 @@ def _storm(seed: int) -> Counter[tuple[Cause, int]]:
     """One run to its end, every answer checked; returns what moved requests and why."""
     rng = random.Random(seed)
     machine = RouterMachine()
-    for role in ("prefill", "decode", "decode", "decode"):
-        machine.worker_joins(role)  # type: ignore[arg-type]
+    pools: tuple[Role, ...] = ("prefill", "decode", "decode", "decode")
+    for role in pools:
+        machine.worker_joins(role)
     for _ in range(_ROUNDS):
         draw = rng.random()
         names = sorted(machine.workers)
@@ -35,16 +36,15 @@ def _storm(seed: int) -> Counter[tuple[Cause, int]]:
             worker = rng.choice(decoders)
             machine.feed(DrainRequested(worker, resume=machine.workers[worker].draining))
         elif draw < 0.58 and names:
-            role: Role = rng.choice(["prefill", "decode"])
-            machine.feed(FlipRequested(rng.choice(names), role))
+            machine.feed(FlipRequested(rng.choice(names), rng.choice(pools)))
         elif draw < 0.62 and decoders:
             _lose(machine, rng.choice(decoders), rng.random() < 0.5)
         elif draw < 0.68:
             _fail(machine, rng)
         elif draw < 0.72:
             machine.time_passes(0.5)
-        for worker in machine.workers.values():
-            machine.feed(worker.credits())
+        for one in machine.workers.values():
+            machine.feed(one.credits())
         machine.workers_run(rng, rng.randint(2, 12))
     machine.teardown()
     causes: Counter[tuple[Cause, int]] = Counter()
