@@ -28,10 +28,12 @@ from router.core.worker_view import WorkerView
 
 # How many of the least loaded decode workers get a closer look.
 _LOOKED_AT = 3
-# What a request may grow by while it moves, whatever its rate is known to be.
-_LEAST_GROWTH_TOKENS = 32
-_MOST_GROWTH_TOKENS = 256
-# After a move that failed, the next one waits this long, and longer each time.
+# What a request may grow by while it moves, whatever its rate is known to be; and more by this
+# factor when it is tried again, since it may have been quicker than that.
+_LEAST_GROWTH_TOKENS = 64
+_MOST_GROWTH_TOKENS = 512
+_GROWTH_FACTOR = 4
+# The second try is at once, most likely with another target; each later one waits longer.
 _RETRY_S = 0.25
 
 
@@ -188,7 +190,8 @@ class Migrations:
         detail = f"from {view.worker_id} to {chosen.decode}"
         reason = common_pb2.REASON_DRAINING
         request.move(book.now_s, State.MIGRATING, Cause.LEAVES, reason, detail)
-        growth = min(self._growth_tokens(view), _left(request) - 1)
+        growth = self._growth_tokens(view) * _GROWTH_FACTOR**request.failed_migrations
+        growth = min(growth, _left(request) - 1)
         to = (chosen.decode, target.handle, request.request_id)
         book.out.append(SendReserve(*to, tuple(request.tokens.token_ids), growth))
         return True
@@ -248,8 +251,7 @@ class Migrations:
         if source.leaving:
             book.out.append(SendMigrate(source.decode.worker_id, source.handle, None))
         request.failed_migrations += 1
-        delay_s = _RETRY_S * 2.0 ** (request.failed_migrations - 1)
-        request.migrate_after_s = book.now_s + delay_s
+        request.migrate_after_s = book.now_s + _RETRY_S * (request.failed_migrations - 1)
         request.move(book.now_s, State.DECODING, Cause.STAYS, reason, detail)
         book.holdings.room_changed = True
 

@@ -71,9 +71,9 @@ class Policy:
     max_retries: int = 3
     silence_s: float = 10.0
     report_wait_s: float = 1.0
-    migrations_at_once: int = 2
+    migrations_at_once: int = 4
     migration_least_tokens: int = 16
-    migration_growth_s: float = 0.5
+    migration_growth_s: float = 1.0
     orphan_grace_s: float = 120.0
     breaker_failures: int = 3
     breaker_first_s: float = 1.0

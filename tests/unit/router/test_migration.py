@@ -21,6 +21,7 @@ from router.core.events import (
     StateArrived,
     Stayed,
     Tick,
+    WorkerJoined,
     WorkerLost,
 )
 from router.core.instructions import (
@@ -68,7 +69,7 @@ def leaving(*workers: str, **policy: object) -> Bench:
     """And d is to be emptied: d2 has been asked to set memory aside, under handle 2."""
     bench = decoding("d2", *workers, **policy)
     out = bench.feed(DrainRequested("d"))
-    assert out == [SendDrain("d"), SendReserve("d2", 2, "r", (40,), growth_tokens=32)]
+    assert out == [SendDrain("d"), SendReserve("d2", 2, "r", (40,), growth_tokens=58)]
     assert bench.state() is State.MIGRATING
     return bench
 
@@ -275,20 +276,22 @@ def test_a_full_target_is_passed_over_and_an_answer_that_nobody_takes_is_finishe
     assert bench.feed(DrainRequested("d")) == [SendDrain("d")]
     assert bench.state() is State.DECODING
     out = bench.feed(CreditsChanged("d2", 2, 100, 100))
-    assert out == [SendReserve("d2", 2, "r", (40,), growth_tokens=32)]
-    refusal = Ended("d2", 2, common_pb2.REASON_OUT_OF_CAPACITY, "full after all")
-    assert bench.feed(refusal) == []
+    assert out == [SendReserve("d2", 2, "r", (40,), growth_tokens=58)]
+    full = common_pb2.REASON_OUT_OF_CAPACITY
+    # It is tried again at once, then later each time, and not for ever.
+    again = bench.feed(Ended("d2", 2, full, "full after all"))
+    assert again == [SendReserve("d2", 3, "r", (40,), growth_tokens=58)]
+    assert bench.feed(Ended("d2", 3, full)) == []
     assert bench.state() is State.DECODING
-    # It is tried again, not at once, and not for ever.
-    handle = 2
-    for _ in range(3):
+    handle = 3
+    for _ in range(2):
         due_s = bench.due_s
         assert due_s is not None
         assert due_s > bench.now_s
-        (again,) = bench.feed(Tick(), due_s - bench.now_s)
         handle += 1
-        assert again == SendReserve("d2", handle, "r", (40,), growth_tokens=32)
-        bench.feed(Ended("d2", handle, common_pb2.REASON_OUT_OF_CAPACITY))
+        again = bench.feed(Tick(), due_s - bench.now_s)
+        assert again == [SendReserve("d2", handle, "r", (40,), growth_tokens=58)]
+        bench.feed(Ended("d2", handle, full))
     assert bench.due_s is None
     assert bench.feed(CreditsChanged("d2", 2, 100, 100), 60.0) == []
     assert the_finish(bench.feed(Ended("d", 1, LENGTH))).reason == LENGTH
@@ -309,10 +312,10 @@ def test_an_answer_with_little_left_is_finished_where_it_is() -> None:
 def test_a_flip_and_a_worker_that_drains_of_itself_empty_it_too() -> None:
     bench = decoding("d2")
     out = bench.feed(FlipRequested("d", "prefill"))
-    assert out == [SendDrain("d"), SendReserve("d2", 2, "r", (40,), growth_tokens=32)]
+    assert out == [SendDrain("d"), SendReserve("d2", 2, "r", (40,), growth_tokens=58)]
     bench = decoding("d2")
     out = bench.feed(CreditsChanged("d", 0, 0, 100, draining=True))
-    assert out == [SendReserve("d2", 2, "r", (40,), growth_tokens=32)]
+    assert out == [SendReserve("d2", 2, "r", (40,), growth_tokens=58)]
 
 
 def test_few_leave_at_once_and_those_with_most_left_go_first() -> None:
@@ -332,11 +335,20 @@ def test_few_leave_at_once_and_those_with_most_left_go_first() -> None:
 
 
 def test_the_room_to_grow_is_what_the_source_makes_in_the_time_that_it_may_take() -> None:
-    bench = decoding("d2")
+    bench = Bench()
+    for worker in ("d", "d2"):
+        bench.feed(WorkerJoined(worker, "decode", "v"))
+        bench.feed(CreditsChanged(worker, 2, 1000, 1000))
+    bench.request(max_tokens=900)
+    bench.feed(tokens("d", 0, 40))
     bench.feed(LoadChanged("d", step_ms=10.0, step_requests=1, step_tokens=0.9))
     (_, reserve) = bench.feed(DrainRequested("d"))
-    assert isinstance(reserve, SendReserve)
-    assert reserve.growth_tokens == 50
+    assert reserve == SendReserve("d2", 2, "r", (40,), growth_tokens=100)
+    bench.feed(Reserved("d2", 2, TICKET))
+    # It was quicker all the same: it is given more room.
+    bench.feed(Stayed("d", 1, common_pb2.REASON_OUT_OF_CAPACITY))
+    out = bench.feed(Ended("d2", 2, common_pb2.REASON_OUT_OF_CAPACITY))
+    assert SendReserve("d2", 3, "r", (40,), growth_tokens=400) in out
 
 
 def test_leases_are_renewed_at_both_ends() -> None:

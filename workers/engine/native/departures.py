@@ -9,6 +9,7 @@ byte is written the request can stay: its state is here, whole.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 from protos.tandem.v1.common_pb2 import (
@@ -63,11 +64,16 @@ class Departures:
         if problem is not None:
             self._requests.events.stayed.append(Stayed(key, *problem))
             return
+        with contextlib.suppress(OutOfMemory):  # then it pauses sooner
+            self._memory.grow(key, ticket.tokens + self._window_tokens)
         holding = self._memory.holding(key)
+        blocks, missing = holding.blocks, ticket.tokens - self._room_tokens(key)
+        if missing > 0:
+            # Blocks that nothing will be in when it leaves.
+            blocks += blocks[-1:] * -(-missing // self._memory.block_tokens)
         sequence.ticket, sequence.leaving, sequence.handing_off = ticket, True, True
         self._leaving[key] = sequence
-        now_s, tokens = self._clock_s(), ticket.tokens
-        self._sender.open(key, ticket, holding.blocks, holding.slot, tokens, now_s)
+        self._sender.open(key, ticket, blocks, holding.slot, ticket.tokens, self._clock_s())
 
     def advance(self) -> None:
         """Between two steps: more KV may leave, and who has nothing else to send pauses."""
@@ -104,7 +110,7 @@ class Departures:
     def _problem(
         self, sequence: Sequence, ticket: HandoffTicket
     ) -> tuple[ReasonCode.ValueType, str] | None:
-        """Why a request cannot leave now; else it has memory for all that it may still make."""
+        """Why a request cannot leave now."""
         if sequence.leaving or sequence.stage is not Stage.DECODING:
             where = "is leaving already" if sequence.leaving else "has no state here now"
             return REASON_OUT_OF_CAPACITY, f"the request {where}"
@@ -113,20 +119,20 @@ class Departures:
             return REASON_MANIFEST_MISMATCH, f"tokens: {known} are expected, it has {tokens}"
         if tokens > ticket.tokens:
             return REASON_OUT_OF_CAPACITY, f"it has {tokens} tokens, more than {ticket.tokens}"
-        try:
-            self._memory.grow(sequence.item.key, ticket.tokens + self._window_tokens)
-        except OutOfMemory as error:
-            return REASON_OUT_OF_CAPACITY, str(error)
         return None
+
+    def _room_tokens(self, key: int) -> int:
+        return len(self._memory.holding(key).blocks) * self._memory.block_tokens
 
     @property
     def _window_tokens(self) -> int:
         return self._decoder.most_draft_tokens + 1
 
     def _has_room(self, sequence: Sequence) -> bool:
-        """Whether the reservation holds what another step may make."""
+        """Whether the reservation, and the memory here, hold what another step may make."""
         assert sequence.ticket is not None
-        return sequence.context_tokens + self._window_tokens <= sequence.ticket.tokens
+        most = min(sequence.ticket.tokens, self._room_tokens(sequence.item.key))
+        return sequence.context_tokens + self._window_tokens <= most
 
     def _pause(self, sequence: Sequence) -> None:
         assert sequence.ticket is not None
