@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from protos.tandem.v1.common_pb2 import REASON_MIGRATED
 from tests.integration.engine.engines import MAX_STEPS, item
 from workers.engine.chosen import Chosen
-from workers.engine.commands import Migrate, Prefill, Reserve, Sampling
-from workers.engine.events import Ended, Stayed, StepEvents
-from workers.engine.native.engine import NativeEngine
+from workers.engine.commands import Command, Migrate, Prefill, Reserve, Sampling
+from workers.engine.events import Credits, Ended, Stayed, StepEvents
+
+
+class Engine(Protocol):
+    """What all engines offer."""
+
+    @property
+    def credits(self) -> Credits: ...
+    def handle(self, command: Command) -> None: ...
+    def step(self) -> StepEvents: ...
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +46,8 @@ class Moved:
 
 
 def run_moving(
-    source: NativeEngine,
-    target: NativeEngine,
+    source: Engine,
+    target: Engine,
     prompts: Sequence[list[int]],
     samplings: Sequence[Sampling],
     moves: Mapping[int, Move],
