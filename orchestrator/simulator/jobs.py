@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.simulator.links import Flow
 
@@ -36,6 +36,7 @@ class Job:
     context_tokens: int
     names: tuple[int, ...] = ()
     live: bool = True
+    moves_to: int = 0  # the handle of the reservation that it is to go on in; 0: it stays
     read_tokens: int = 0
     cached_tokens: int = 0
     started_s: float = -1.0
@@ -46,6 +47,22 @@ class Job:
     begin_step: int = -1
     end_step: int = -1
     per_step: float = 1.0
+
+    def moving(self, step: int) -> Job:
+        """What is left of it when it has stopped decoding at the end of a step, to go on elsewhere.
+
+        The batch forgets the job itself only when it is not live any more.
+        """
+        made = self.made_by(step)
+        grown = self.context_tokens + made - self.made_tokens
+        return replace(self, made_tokens=made, context_tokens=grown, begin_step=-1, end_step=-1)
+
+    def go_on_from(self, other: Job) -> None:
+        """Its state has come from another decode worker, with tokens made since the reservation."""
+        more = other.first_index + other.made_tokens - self.first_index
+        self.first_index += more
+        self.context_tokens += more
+        self.answer_tokens -= more
 
     @property
     def decodes(self) -> bool:

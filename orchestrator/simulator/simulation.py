@@ -43,6 +43,7 @@ from router.core.instructions import (
     SendCancel,
     SendDrain,
     SendFlip,
+    SendMigrate,
     SendPrefill,
     SendRenew,
     SendReserve,
@@ -201,6 +202,9 @@ class Simulation:
             case SendCancel():
                 self._decoders.pop(instruction.handle, None)
                 worker.cancel(instruction.handle, instruction.reason)
+            case SendMigrate():
+                ticket = instruction.ticket
+                worker.migrate(instruction.handle, 0 if ticket is None else ticket.reservation)
             case SendDrain():
                 worker.drain(instruction.resume)
             case SendFlip():
@@ -244,8 +248,9 @@ class Simulation:
         )
 
     def _open_flow(self, source: Worker, job: Job) -> Flow | None:
-        sink = self._decoders.pop(job.handle, None)
-        if sink is None or job.handle not in sink.jobs:
+        handle = job.moves_to or job.handle
+        sink = self._decoders.pop(handle, None)
+        if sink is None or handle not in sink.jobs:
             return None
         done = partial(self._flowed, source, sink, job)
         return Flow(self._agenda, source.out_port, sink.in_port, done)
@@ -254,8 +259,8 @@ class Simulation:
         latency_s = source.kind.link_latency_s
 
         def there(_: int) -> None:
-            if job.live:
-                sink.arrived(job.handle)
+            if job.live and job.flow is flow:
+                sink.arrived(job.moves_to or job.handle, job)
                 source.sent(job)
 
         if latency_s > 0.0:
