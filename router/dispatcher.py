@@ -44,6 +44,7 @@ from router.core.instructions import (
     SendCancel,
     SendDrain,
     SendFlip,
+    SendMigrate,
     SendPrefill,
     SendRenew,
     SendReserve,
@@ -400,7 +401,7 @@ class Dispatcher:
                 self._deliver(instruction)
             case Finish():
                 self._finish(instruction)
-            case SendCancel() | SendRenew() | SendDrain() | SendFlip():
+            case SendCancel() | SendRenew() | SendMigrate() | SendDrain() | SendFlip():
                 layout = ""
                 if isinstance(instruction, SendFlip):
                     layout = self._members.layout_of(instruction.role)

@@ -18,12 +18,14 @@ from router.core.events import (
     Reserved,
     Role,
     StateArrived,
+    Stayed,
     TokensArrived,
 )
 from router.core.instructions import (
     SendCancel,
     SendDrain,
     SendFlip,
+    SendMigrate,
     SendPrefill,
     SendRenew,
     SendReserve,
@@ -44,7 +46,7 @@ def events_of(worker_id: str, message: worker_pb2.SessionEvents) -> Iterator[Eve
     for reserved in message.reserved:
         yield Reserved(worker_id, reserved.handle, reserved.ticket, reserved.lease_s)
     for arrived in message.state_arrived:
-        yield StateArrived(worker_id, arrived.handle)
+        yield StateArrived(worker_id, arrived.handle, arrived.generated_tokens)
     if message.HasField("tokens"):
         yield _tokens(worker_id, message.tokens)
     for done in message.prefill_done:
@@ -52,7 +54,10 @@ def events_of(worker_id: str, message: worker_pb2.SessionEvents) -> Iterator[Eve
         yield PrefillDone(worker_id, done.handle, done.prefill_ms, handoff, done.cached_tokens)
     for ended in message.ended:
         speculation = ended.speculation if ended.HasField("speculation") else None
-        yield Ended(worker_id, ended.handle, ended.reason, ended.detail, speculation)
+        handoff = ended.handoff if ended.HasField("handoff") else None
+        yield Ended(worker_id, ended.handle, ended.reason, ended.detail, speculation, handoff)
+    for stayed in message.stayed:
+        yield Stayed(worker_id, stayed.handle, stayed.reason, stayed.detail)
     if message.HasField("load"):
         yield _load(worker_id, message.load)
     if message.HasField("cache"):
@@ -154,14 +159,16 @@ def command_for(
         generated_tokens=len(generated),
     )
     if isinstance(instruction, SendReserve):
-        return worker_pb2.SessionCommand(reserve=worker_pb2.Reserve(item=item, token_ids=token_ids))
+        growth = instruction.growth_tokens
+        reserve = worker_pb2.Reserve(item=item, token_ids=token_ids, growth_tokens=growth)
+        return worker_pb2.SessionCommand(reserve=reserve)
     return worker_pb2.SessionCommand(
         prefill=worker_pb2.Prefill(item=item, token_ids=token_ids, ticket=instruction.ticket)
     )
 
 
 def order_command(
-    instruction: SendCancel | SendRenew | SendDrain | SendFlip, layout: str = ""
+    instruction: SendCancel | SendRenew | SendMigrate | SendDrain | SendFlip, layout: str = ""
 ) -> worker_pb2.SessionCommand:
     """The message for what needs no request; `layout` is that of the pool to flip to."""
     match instruction:
@@ -170,6 +177,9 @@ def order_command(
             return worker_pb2.SessionCommand(cancel=cancel)
         case SendRenew(_, handle):
             return worker_pb2.SessionCommand(renew=worker_pb2.Renew(handle=handle))
+        case SendMigrate(_, handle, ticket):
+            migrate = worker_pb2.Migrate(handle=handle, ticket=ticket)
+            return worker_pb2.SessionCommand(migrate=migrate)
         case SendDrain(_, resume):
             return worker_pb2.SessionCommand(drain=worker_pb2.Drain(resume=resume))
         case SendFlip(_, role):

@@ -181,6 +181,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             *events.reserved,
             *events.prefill_done,
             *events.state_arrived,
+            *events.stayed,
             *events.ended,
         ]
         for event in others:

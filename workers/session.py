@@ -16,18 +16,19 @@ from workers.engine.commands import (
     Command,
     Drain,
     Grammar,
+    Migrate,
     Prefill,
     Renew,
     Reserve,
     Sampling,
     WorkItem,
 )
-from workers.engine.events import Ended, PrefillDone, Reserved, StateArrived, TokenRow
+from workers.engine.events import Ended, PrefillDone, Reserved, StateArrived, Stayed, TokenRow
 from workers.engine.load import Load
 from workers.shares import Grant
 from workers.state.prefix_cache import CacheChanges
 
-SessionEvent = Reserved | PrefillDone | StateArrived | Ended
+SessionEvent = Reserved | PrefillDone | StateArrived | Ended | Stayed
 
 
 class ProtocolError(Exception):
@@ -98,7 +99,9 @@ class RouterSession:
         match message.WhichOneof("command"):
             case "reserve":
                 reserve = message.reserve
-                return Reserve(self._open(reserve.item), tuple(reserve.token_ids))
+                return Reserve(
+                    self._open(reserve.item), tuple(reserve.token_ids), reserve.growth_tokens
+                )
             case "prefill":
                 prefill = message.prefill
                 ticket = prefill.ticket if prefill.HasField("ticket") else None
@@ -110,6 +113,10 @@ class RouterSession:
             case "renew":
                 key = self._key_of.get(message.renew.handle)
                 return None if key is None else Renew(key)
+            case "migrate":
+                key = self._key_of.get(message.migrate.handle)
+                ticket = message.migrate.ticket if message.migrate.HasField("ticket") else None
+                return None if key is None else Migrate(key, ticket)
             case "drain":
                 return Drain(message.drain.resume)
             case other:
@@ -210,14 +217,19 @@ class RouterSession:
                     handoff=handoff,
                     cached_tokens=cached_tokens,
                 )
-            case StateArrived(key):
-                self._pending.state_arrived.add(handle=self._handle_of[key])
-            case Ended(key, reason, detail, speculation):
+            case StateArrived(key, generated_tokens):
+                handle = self._handle_of[key]
+                self._pending.state_arrived.add(handle=handle, generated_tokens=generated_tokens)
+            case Stayed(key, reason, detail):
+                handle = self._handle_of[key]
+                self._pending.stayed.add(handle=handle, reason=reason, detail=detail)
+            case Ended(key, reason, detail, speculation, handoff):
                 self._pending.ended.add(
                     handle=self._close(key),
                     reason=reason,
                     detail=detail,
                     speculation=speculation,
+                    handoff=handoff,
                 )
         self._has_pending.set()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 from orchestrator.simulator.links import Flow
 
 
@@ -19,6 +21,7 @@ class Job:
         context_tokens: when it begins to decode.
         names: of the prefixes of the prompt's blocks, for the cache.
         live: the worker still has it.
+        moves_to: the handle of the reservation that it is to go on in; 0: it stays.
         read_tokens: of the prompt, cached or read so far.
         cached_tokens: of the prompt, that need not be read.
         started_s, prefill_s: when reading began, and how long it took.
@@ -29,6 +32,7 @@ class Job:
 
     # What few jobs ever change is of the class: two of these are made for every request.
     live = True
+    moves_to = 0
     read_tokens = 0
     cached_tokens = 0
     started_s = -1.0
@@ -61,6 +65,25 @@ class Job:
         self.hands_off = hands_off
         self.context_tokens = context_tokens
         self.names = names
+
+    def moving(self, step: int) -> Job:
+        """What is left of it when it has stopped decoding at the end of a step, to go on elsewhere.
+
+        The batch forgets the job itself only when it is not live any more.
+        """
+        made = self.made_by(step)
+        grown = self.context_tokens + made - self.made_tokens
+        left = copy.copy(self)
+        left.made_tokens, left.context_tokens = made, grown
+        left.begin_step = left.end_step = -1
+        return left
+
+    def go_on_from(self, other: Job) -> None:
+        """Its state has come from another decode worker, with tokens made since the reservation."""
+        more = other.first_index + other.made_tokens - self.first_index
+        self.first_index += more
+        self.context_tokens += more
+        self.answer_tokens -= more
 
     @property
     def decodes(self) -> bool:

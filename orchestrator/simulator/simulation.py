@@ -43,6 +43,7 @@ from router.core.instructions import (
     SendCancel,
     SendDrain,
     SendFlip,
+    SendMigrate,
     SendPrefill,
     SendRenew,
     SendReserve,
@@ -209,6 +210,9 @@ class Simulation:
             case SendCancel():
                 self._decoders.pop(instruction.handle, None)
                 worker.cancel(instruction.handle, instruction.reason)
+            case SendMigrate():
+                ticket = instruction.ticket
+                worker.migrate(instruction.handle, 0 if ticket is None else ticket.reservation)
             case SendDrain():
                 worker.drain(instruction.resume)
             case SendFlip():
@@ -268,13 +272,13 @@ class Simulation:
         )
 
     def _open_flow(self, source: Worker, job: Job) -> Flow | None:
-        handle = job.handle
+        handle = job.moves_to or job.handle
         sink = self._decoders.pop(handle, None)
         if sink is None or handle not in sink.jobs:
             return None
 
         def there(_: Flow) -> None:
-            sink.arrived(handle)
+            sink.arrived(handle, job)
             source.sent(job)
 
         latency_s = source.kind.link_latency_s

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from orchestrator.simulator.cluster import WorkerKind
 from orchestrator.simulator.jobs import Job
 from orchestrator.simulator.prefixes import TRACE_BLOCK_TOKENS
+from protos.tandem.v1 import common_pb2
 from protos.tandem.v1.handoff_pb2 import HandoffTicket
 from protos.tandem.v1.inference_pb2 import HandoffReport
 from router.core.events import (
@@ -28,6 +29,7 @@ from router.core.events import (
     Reserved,
     Role,
     StateArrived,
+    Stayed,
     TokensArrived,
 )
 from router.core.reasons import Reason
@@ -39,7 +41,6 @@ from workers.engine.load import LoadMeter
 _NEWS_S = 0.1
 _LEARNING_NEWS = 16
 _CHANGES_PER_NEWS = 8
-_TICKET = HandoffTicket()  # the core passes tickets on unread; here the handle says it all
 _ZEROS = array("I", bytes(4 * 65536))
 
 
@@ -97,10 +98,12 @@ class WorkerWords:
         )
 
     def reserved(self, job: Job) -> None:
-        self._tell(Reserved(self._worker_id, job.handle, _TICKET))
+        # The core passes tickets on unread; here the handle says it all.
+        ticket = HandoffTicket(reservation=job.handle)
+        self._tell(Reserved(self._worker_id, job.handle, ticket))
 
     def state_arrived(self, job: Job) -> None:
-        self._tell(StateArrived(self._worker_id, job.handle))
+        self._tell(StateArrived(self._worker_id, job.handle, job.first_index))
 
     def tokens(self, rows: Sequence[tuple[Job, int]]) -> None:
         """Of each request all that were made here, less those told before."""
@@ -141,14 +144,25 @@ class WorkerWords:
 
     def handed_off(self, job: Job, state_bytes: float, seconds: float) -> None:
         """So many bytes were written in that time."""
+        self._prefill_done(job, self._report(state_bytes, seconds))
+
+    def moved(self, job: Job, state_bytes: float, seconds: float) -> None:
+        """So many bytes were written in that time of a request that decoded here."""
+        report = self._report(state_bytes, seconds)
+        reason = common_pb2.REASON_MIGRATED
+        self._tell(Ended(self._worker_id, job.handle, reason, handoff=report))
+
+    def stayed(self, job: Job, reason: Reason) -> None:
+        self._tell(Stayed(self._worker_id, job.handle, reason))
+
+    def _report(self, state_bytes: float, seconds: float) -> HandoffReport:
         self.meter.sent(int(state_bytes), seconds)
-        report = HandoffReport(
+        return HandoffReport(
             kv_bytes=max(int(state_bytes) - self._constant_bytes, 0),
             mamba_bytes=self._constant_bytes,
             transfer_ms=seconds * 1e3,
             handoff_ms=seconds * 1e3,
         )
-        self._prefill_done(job, report)
 
     def _prefill_done(self, job: Job, report: HandoffReport | None) -> None:
         prefill_ms = job.prefill_s * 1e3

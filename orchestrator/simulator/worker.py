@@ -142,13 +142,40 @@ class Worker:
         if job is None:
             return
         if job.decodes:
-            self._take_out(job)
+            if job not in self._leaving:
+                self._take_out(job)
         elif job in self._joining:
             self._joining.remove(job)
         else:
             self._reading.remove(job)
         self._stop_flow(job)
         self._end(job, reason)
+
+    def migrate(self, handle: int, reservation: int) -> None:
+        """Let a request that decodes go on elsewhere, or with 0 for a reservation, have it stay.
+
+        It pauses for all of its state: what would leave before that is not modelled.
+        """
+        job = self.jobs.get(handle)
+        if job is None:
+            return
+        before, job.moves_to = job.moves_to, reservation
+        if reservation and job.decodes:
+            self._leaving.append(job)
+            if self._is_ahead():
+                self._wait()
+            return
+        job.moves_to = 0
+        if reservation:
+            self._words.stayed(job, common_pb2.REASON_OUT_OF_CAPACITY)
+        elif before:
+            if job.decodes:
+                self._leaving.remove(job)
+            else:
+                self._stop_flow(job)
+                self._joining.append(job)
+            self._words.stayed(job, common_pb2.REASON_CANCELLED)
+            self._wake()
 
     def drain(self, resume: bool) -> None:
         """Take no more work, and say so when nothing is left; or take work again."""
@@ -171,11 +198,13 @@ class Worker:
         self._words.not_flipped(self.role, reason, detail)
         return False
 
-    def arrived(self, handle: int) -> None:
-        """The state of a reservation is here."""
+    def arrived(self, handle: int, sent: Job) -> None:
+        """The state of a reservation is here, as it was sent."""
         job = self.jobs.get(handle)
         if job is None:
             return
+        if sent.moves_to:
+            job.go_on_from(sent)
         self._words.state_arrived(job)
         if not self._busy:
             self._joining.append(job)
@@ -191,7 +220,8 @@ class Worker:
         flow = job.flow
         assert flow is not None
         job.flow = None  # it knows the job: the cycle would have to be searched for
-        self._words.handed_off(job, flow.total_bytes, flow.busy_s + self.kind.link_latency_s)
+        say = self._words.moved if job.moves_to else self._words.handed_off
+        say(job, flow.total_bytes, flow.busy_s + self.kind.link_latency_s)
         self._forget(job)
 
     def die(self) -> None:
@@ -359,9 +389,15 @@ class Worker:
             self._words.meter.decoded(batch.count, round(batch.growth_tokens), seconds)
             finished = batch.advance(steps)
         if self._leaving:
+            moving = [job for job in self._leaving if job.live and job not in finished]
+            gone = [(job, job.made_by(batch.step)) for job in moving]
             for job in self._leaving:
-                batch.leave(job)
+                if job not in finished:
+                    batch.leave(job)
             self._leaving.clear()
+            self._words.tokens(gone)
+            for job in moving:
+                self._move(job)
         rows = [(job, job.answer_tokens) for job in finished]
         if self._around.every_token:
             rows += [(job, job.made_by(batch.step)) for job in batch.members()]
@@ -393,6 +429,14 @@ class Worker:
                     job.made_tokens = 1
                     rows.append((job, 1))
         return done
+
+    def _move(self, job: Job) -> None:
+        """A request that has stopped decoding here sends its state to where it goes on."""
+        job.live = False
+        left = self.jobs[job.handle] = job.moving(self._batch.step)
+        left.live, left.flow = True, self._around.open_flow(self, left)
+        if left.flow is not None:  # else the router will say that it is to stay
+            left.flow.add(self.kind.times.handoff_bytes(left.context_tokens), is_last=True)
 
     def _hand_off(self, job: Job) -> None:
         """Send what has been read; the part of the state that does not grow goes last."""

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 from protos.tandem.v1 import common_pb2
+from protos.tandem.v1.inference_pb2 import HandoffReport, SpeculationReport
 from router.core.book import Book
-from router.core.events import Ended, PrefillDone, Reserved, StateArrived, TokensArrived
+from router.core.events import (
+    Ended,
+    PrefillDone,
+    Reserved,
+    StateArrived,
+    Stayed,
+    TokensArrived,
+)
 from router.core.instructions import Deliver, SendPrefill
+from router.core.migration import Migrations
 from router.core.reasons import WELL, Reason
-from router.core.request import Attempt, Cause, Request, State
+from router.core.request import Attempt, Cause, Migration, Request, Side, State
 from router.core.tokens import Chunk, TokenGapError
 
 
 class Attempts:
     """Moves requests along as workers report progress."""
 
-    def __init__(self, book: Book) -> None:
+    def __init__(self, book: Book, migrations: Migrations) -> None:
         self._book = book
+        self._migrations = migrations
 
     def on_reserved(self, event: Reserved) -> None:
         """Decode has memory: prefill may begin."""
         book = self._book
         attempt = self._progressing(event.worker_id, event.handle)
+        if attempt is not None and attempt.incoming:
+            self._migrations.reserved(attempt, event)
+            return
         if attempt is None or attempt.request.state is not State.RESERVED:
             return
         request = attempt.request
@@ -44,7 +59,7 @@ class Attempts:
         book.holdings.prompt_read(attempt)
         sent = side is attempt.prefill and event.handoff is not None
         if sent:
-            self._note_link_speed(attempt, event)
+            self._note_link_speed(event.handoff, [one.worker_id for one in attempt.sides])
             book.holdings.close(attempt, side)
         if not attempt.counts:
             return
@@ -67,9 +82,13 @@ class Attempts:
         attempt = self._progressing(event.worker_id, event.handle)
         if attempt is None:
             return
+        if attempt.incoming:
+            self._migrations.arrived(attempt, event)
+            return
         attempt.state_arrived = True
         book.holdings.state_moved(attempt)
-        if attempt.request.state in (State.PREFILLING, State.HANDING_OFF):
+        waited = attempt.moved or attempt.request.state in (State.PREFILLING, State.HANDING_OFF)
+        if waited and attempt.request.state is not State.DECODING:
             attempt.request.move(book.now_s, State.DECODING, Cause.STATE_ARRIVED)
 
     def on_tokens(self, event: TokensArrived) -> None:
@@ -87,6 +106,9 @@ class Attempts:
             elif attempt.counts:
                 chunk = Chunk(first, token_ids[start:end], logprobs[start:end])
                 self._take(attempt, worker_id, chunk)
+            elif attempt.incoming:
+                chunk = Chunk(first, token_ids[start:end], logprobs[start:end])
+                self._migrations.wait(attempt, chunk)
             start = end
 
     def on_ended(self, event: Ended) -> None:
@@ -101,16 +123,32 @@ class Attempts:
         # With nothing else of ours on a worker, no room comes free there by waiting.
         room_will_come = len(view.holds) > 1
         book.holdings.close(attempt, side)
-        if not attempt.counts:
+        if not attempt.counts and not attempt.incoming:
             return
-        request, reason = attempt.request, event.reason
-        request.speculation = event.speculation or request.speculation
+        full = event.reason == common_pb2.REASON_OUT_OF_CAPACITY and room_will_come
+        refused = full or event.reason == common_pb2.REASON_DRAINING
+        if refused:
+            view.refused = True
+            book.fleet.refresh(view)
+        if attempt.incoming:
+            self._migrations.target_ended(attempt, event)
+        else:
+            self._end(attempt, side, event, refused)
+
+    def on_stayed(self, event: Stayed) -> None:
+        """A worker goes on with what it was told to let go."""
+        found = self._book.holdings.find(event.worker_id, event.handle)
+        if found is not None:
+            self._migrations.stayed(found[0], event)
+
+    def _end(self, attempt: Attempt, side: Side, event: Ended, refused: bool) -> None:
+        """One side of an attempt that counts is over, well or not."""
+        book, request, reason = self._book, attempt.request, event.reason
+        request.speculation = _joined(request.speculation, event.speculation)
+        if reason == common_pb2.REASON_MIGRATED:
+            self._moved(attempt, event)
+            return
         if reason not in WELL:
-            full = reason == common_pb2.REASON_OUT_OF_CAPACITY and room_will_come
-            refused = full or reason == common_pb2.REASON_DRAINING
-            if refused:
-                view.refused = True
-                book.fleet.refresh(view)
             book.fail(attempt, event.worker_id, reason, event.detail, counts=not refused)
             return
         book.praise(event.worker_id)
@@ -129,16 +167,15 @@ class Attempts:
         book = self._book
         for attempt in book.silences.over(book.now_s):
             request, prefill = attempt.request, attempt.prefill
-            assert prefill is not None
             if request.ending is not None and request.tokens.delivered:
                 book.end(request, *request.ending)
                 continue
-            silent, reason = prefill.worker_id, common_pb2.REASON_ENGINE_ERROR
-            if request.state is State.RESERVED:
-                silent = attempt.decode.worker_id
-            elif prefill.closed:
+            silent, reason = attempt.decode.worker_id, common_pb2.REASON_ENGINE_ERROR
+            if prefill is not None and not prefill.closed and request.state is not State.RESERVED:
+                silent = prefill.worker_id
+            elif attempt.moved or request.state is not State.RESERVED:
                 # Written, and not accepted: it may be the fault of either.
-                silent, reason = attempt.decode.worker_id, common_pb2.REASON_TRANSFER_FAILED
+                reason = common_pb2.REASON_TRANSFER_FAILED
             detail = (
                 f"worker {silent} said nothing for {attempt.patience_s:.1f} s while the request "
                 f"was {request.state}"
@@ -147,9 +184,17 @@ class Attempts:
 
     def lost(self, attempt: Attempt, worker_id: str, detail: str) -> None:
         """A worker that had a part in an attempt is gone."""
+        if attempt.incoming:
+            self._migrations.target_lost(attempt, detail)
+            return
         if not attempt.counts:
             return
         request, reason = attempt.request, common_pb2.REASON_WORKER_LOST
+        if attempt.decode.closed and request.migration is not None and request.ending is None:
+            migration = self._migrations.take_over(attempt, reason)
+            if migration is not None:
+                self._go_on(migration)
+                return
         needed = attempt.decode.closed or request.state in (State.RESERVED, State.PREFILLING)
         if needed and request.ending is None:
             self._book.fail(attempt, worker_id, reason, detail)
@@ -169,7 +214,8 @@ class Attempts:
 
     def _take(self, attempt: Attempt, worker_id: str, chunk: Chunk) -> None:
         book, request = self._book, attempt.request
-        if request.state is not State.DECODING and worker_id == attempt.decode.worker_id:
+        of_decode = worker_id == attempt.decode.worker_id and request.migration is None
+        if request.state is not State.DECODING and of_decode:
             self._decodes(attempt, request)
         try:
             for first, token_ids, logprobs in request.tokens.take(chunk):
@@ -192,13 +238,32 @@ class Attempts:
         book.holdings.prompt_read(attempt)
         book.praise(attempt.decode.worker_id)
 
-    def _note_link_speed(self, attempt: Attempt, event: PrefillDone) -> None:
-        handoff = event.handoff
+    def _moved(self, source: Attempt, event: Ended) -> None:
+        """A worker has let a request go: it goes on where its state is."""
+        migration = self._migrations.take_over(source, event.reason)
+        if migration is None:
+            detail = f"its state left worker {event.worker_id}, and nobody waited for it any more"
+            self._book.fail(source, event.worker_id, event.reason, detail, counts=False)
+            return
+        ends = [event.worker_id, migration.target.decode.worker_id]
+        self._note_link_speed(event.handoff, ends)
+        self._go_on(migration)
+
+    def _go_on(self, migration: Migration) -> None:
+        """What the new attempt has said before counts from here on."""
+        target, ended = migration.target, migration.ended
+        for chunk in migration.early:
+            if target.counts:
+                self._take(target, target.decode.worker_id, chunk)
+        if ended is not None and target.counts:
+            self._end(target, target.decode, ended, refused=False)
+
+    def _note_link_speed(self, handoff: HandoffReport | None, workers: list[str]) -> None:
         if handoff is None or handoff.transfer_ms <= 0.0:
             return
         sent_bytes = handoff.kv_bytes + handoff.mamba_bytes + handoff.mtp_bytes
-        for side in attempt.sides:
-            view = self._book.fleet.get(side.worker_id)
+        for worker_id in workers:
+            view = self._book.fleet.get(worker_id)
             if view is not None:
                 view.note_transfer(sent_bytes, handoff.transfer_ms / 1e3)
 
@@ -208,4 +273,17 @@ class Attempts:
         if found is None:
             self._book.out.extend(self._book.holdings.cancel_stray(worker_id, handle))
             return None
-        return found[0] if found[0].counts else None
+        return found[0] if found[0].counts or found[0].incoming else None
+
+
+def _joined(
+    before: SpeculationReport | None, after: SpeculationReport | None
+) -> SpeculationReport | None:
+    """What speculation did for a request on all workers that decoded it."""
+    if before is None or after is None:
+        return after or before
+    return SpeculationReport(
+        steps=before.steps + after.steps,
+        drafted=map(sum, zip_longest(before.drafted, after.drafted, fillvalue=0)),
+        accepted=map(sum, zip_longest(before.accepted, after.accepted, fillvalue=0)),
+    )

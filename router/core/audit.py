@@ -53,6 +53,9 @@ def _check_request(book: Book, request: Request) -> None:
     if request.state is State.RESERVED:
         assert attempt.prefill is not None
         assert not attempt.prefill.sent
+    if request.migration is not None:
+        assert request.state is State.MIGRATING
+        assert request.migration.source is attempt
     if request.state is State.HANDING_OFF:
         assert attempt.prefill is not None
         assert attempt.prefill.closed
@@ -70,7 +73,7 @@ def _check_attempt(book: Book, attempt: Attempt) -> None:
         view = book.fleet.get(side.worker_id)
         assert view is not None, f"handle {attempt.handle} is held by a lost worker"
         assert attempt.handle in view.holds
-        if not attempt.counts:
+        if not attempt.counts and not attempt.incoming:
             assert side.cancelled, f"handle {attempt.handle} was abandoned without a cancel"
 
 

@@ -19,7 +19,7 @@ from router.core.placement import Blocked
 from router.core.policy import Policy
 from router.core.prefix_index import NO_HITS, PrefixIndex
 from router.core.reasons import Reason
-from router.core.recovery import REFUSALS, blames_both, is_worth_a_retry
+from router.core.recovery import BLAMELESS, REFUSALS, blames_both, is_worth_a_retry
 from router.core.request import Attempt, Cause, Request, State, end_state
 
 # Refusals of one request that are put down to bad luck.
@@ -63,6 +63,7 @@ class Book:
         self.history.append(request)
         report = request.report(self.now_s)
         self.out.append(Finish(request.request_id, reason, detail, report, retry_after_s))
+        self.drop_migration(request, reason)
         if request.attempt is not None:
             self.out.extend(self.holdings.let_go(request.attempt, reason))
         # Kept for its story only; and without a cycle, so that nobody has to look for it later.
@@ -82,7 +83,7 @@ class Book:
         if not is_worth_a_retry(reason):
             self.end(request, reason, detail)
             return
-        if reason not in REFUSALS:
+        if reason not in BLAMELESS:
             self.blame(attempt, worker_id, reason)
         counts = counts or request.refusals >= _MOST_REFUSALS
         if counts and request.retries >= self.policy.max_retries:
@@ -90,6 +91,7 @@ class Book:
                 detail = f"attempt {request.retries + 1} failed too: {detail}"
             self.end(request, reason, detail)
             return
+        self.drop_migration(request, reason)
         self.out.extend(self.holdings.let_go(attempt, reason))
         request.attempt = None
         request.ending = None
@@ -104,6 +106,12 @@ class Book:
         self._wait(request)
         self.queue.push_front(request)
         self.holdings.room_changed = True
+
+    def drop_migration(self, request: Request, reason: Reason) -> None:
+        """A request does not move after all; what the target holds for it is let go."""
+        migration, request.migration = request.migration, None
+        if migration is not None:
+            self.out.extend(self.holdings.let_go(migration.target, reason))
 
     def blame(self, attempt: Attempt, worker_id: str, reason: Reason) -> None:
         """Count a failure against a worker, and of a hand-off against both."""

@@ -78,6 +78,10 @@ class Clients:
                 for side in attempt.sides
                 if not side.closed
             ]
+            migration = attempt.request.migration
+            if migration is not None and migration.source.leaving:
+                source = migration.source
+                book.out.append(SendRenew(source.decode.worker_id, source.handle))
         book.holdings.room_changed = True
 
     def on_shut_down(self) -> None:

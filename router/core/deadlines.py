@@ -113,4 +113,5 @@ class Renewals:
 
 def _is_leased(attempt: Attempt) -> bool:
     """Whether decode still waits for the state of an attempt that somebody wants."""
-    return attempt.counts and not attempt.state_arrived and not attempt.decode.closed
+    wanted = attempt.counts or attempt.incoming
+    return wanted and not attempt.state_arrived and not attempt.decode.closed

@@ -144,10 +144,11 @@ class PrefillDone:
 
 @dataclass(frozen=True, slots=True)
 class StateArrived:
-    """Decode has accepted the state and decodes."""
+    """Decode has accepted the state and decodes, from so many tokens of the answer on."""
 
     worker_id: str
     handle: int
+    generated_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +160,17 @@ class Ended:
     reason: Reason
     detail: str = ""
     speculation: SpeculationReport | None = None
+    handoff: HandoffReport | None = None  # of the state that went elsewhere (REASON_MIGRATED)
+
+
+@dataclass(frozen=True, slots=True)
+class Stayed:
+    """A request that was to go to another worker goes on here."""
+
+    worker_id: str
+    handle: int
+    reason: Reason
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +229,7 @@ Event: TypeAlias = (
     | PrefillDone
     | StateArrived
     | Ended
+    | Stayed
     | DrainRequested
     | Drained
     | FlipRequested

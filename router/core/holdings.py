@@ -54,6 +54,19 @@ class Holdings:
         self.attempts[handle] = attempt
         return attempt
 
+    def open_incoming(self, request: Request, worker_id: str, state_bytes: int) -> Attempt:
+        """As `open`, for an attempt that is to take over the state of the one that runs."""
+        handle = self._next_handle
+        self._next_handle += 1
+        view, tokens = self._view(worker_id), request.prompt_tokens + request.max_tokens
+        view.hold(handle, Held(tokens, request.class_rank, link_bytes=state_bytes))
+        view.note_sent(handle)
+        self.fleet.refresh(view)
+        side = Side(worker_id, sent=True)
+        attempt = Attempt(handle, request, side, None, request.tokens.delivered, moved=True)
+        self.attempts[handle] = attempt
+        return attempt
+
     def send_prefill(self, attempt: Attempt) -> Side:
         """The prefill worker of an attempt is told of it."""
         assert attempt.prefill is not None

@@ -15,12 +15,14 @@ from router.core.tokens import TokenLogprob
 
 @dataclass(frozen=True, slots=True)
 class SendReserve:
-    """Ask a decode worker to set memory aside. `generated` were made by an earlier attempt."""
+    """Ask a decode worker to set memory aside. `generated` were made by an earlier attempt, which
+    may make up to `growth_tokens` more before its state comes."""
 
     worker_id: str
     handle: int
     request_id: str
     generated: Sequence[int] = ()
+    growth_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,15 @@ class SendRenew:
 
     worker_id: str
     handle: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendMigrate:
+    """Have a decode worker let a request go on where the ticket says; without one it is to stay."""
+
+    worker_id: str
+    handle: int
+    ticket: HandoffTicket | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +109,7 @@ class Report:
     prompt_tokens: int
     completion_tokens: int
     retries: int = 0  # attempts that failed before
+    migrations: int = 0  # how often it moved to another decode worker with its state
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +124,6 @@ class Finish:
 
 
 WorkerInstruction: TypeAlias = (
-    SendReserve | SendPrefill | SendCancel | SendRenew | SendDrain | SendFlip
+    SendReserve | SendPrefill | SendCancel | SendRenew | SendMigrate | SendDrain | SendFlip
 )
 Instruction: TypeAlias = WorkerInstruction | Deliver | Finish

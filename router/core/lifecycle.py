@@ -2,7 +2,8 @@
 
     queued -> reserved -> prefilling -> handing_off -> decoding -> finished | cancelled | failed
 
-A failed attempt leads back to queued, with the tokens made so far. It promises: every request ends
+While its worker is emptied a request is `migrating`, and then decodes again, elsewhere or not. A
+failed attempt leads back to queued, with the tokens made so far. It promises: every request ends
 exactly once; its tokens reach the client in order, none twice and none left out, although they
 come over several streams; every worker that was given something is told when it is no longer
 wanted; nothing is ever sent to a worker that is gone. `validate=True` audits all of that after
@@ -31,6 +32,7 @@ from router.core.events import (
     Reserved,
     ShutDown,
     StateArrived,
+    Stayed,
     Tick,
     TokensArrived,
     WorkerJoined,
@@ -39,6 +41,7 @@ from router.core.events import (
 from router.core.explain import Explanation, explain
 from router.core.instructions import Instruction
 from router.core.matching import MatchReport
+from router.core.migration import Migrations
 from router.core.policy import Policy
 from router.core.workforce import Workforce
 
@@ -55,8 +58,9 @@ class Lifecycle:
         self.fleet = self.book.fleet
         self.queue = self.book.queue
         self.requests = self.book.requests
-        self._attempts = Attempts(self.book)
-        self._workforce = Workforce(self.book, self._attempts)
+        self._migrations = Migrations(self.book)
+        self._attempts = Attempts(self.book, self._migrations)
+        self._workforce = Workforce(self.book, self._attempts, self._migrations)
         self._clients = Clients(self.book)
         self._validate = validate
 
@@ -70,6 +74,7 @@ class Lifecycle:
             book.renewals.next_s,
             book.silences.next_s,
             self._workforce.gives_up_s,
+            self._migrations.next_s,
             probe_s,
         )
 
@@ -106,6 +111,7 @@ class Lifecycle:
         self._dispatch(event)
         if book.holdings.room_changed:
             book.holdings.room_changed = False
+            self._migrations.advance()
             self._clients.place_waiting()
         if self._validate:
             audit.check(book)
@@ -132,6 +138,8 @@ class Lifecycle:
                 self._attempts.on_ended(event)
             case CacheChanged():
                 self._workforce.on_cache(event)
+            case Stayed():
+                self._attempts.on_stayed(event)
             case CancelRequested():
                 self._clients.on_cancel(event)
             case WorkerJoined():

@@ -46,6 +46,10 @@ class Policy:
         silence_s: an attempt whose workers say nothing for so long, and ten times what was
             expected of them besides, has failed, as long as its state is not at decode.
         report_wait_s: how long a request whose tokens are all there waits for prefill's report.
+        migrations_at_once: requests that leave a worker at the same time when it is to be emptied;
+            few, so that each pauses for its own state only. 0: answers end where they are.
+        migration_least_tokens: an answer that lacks no more is finished where it is.
+        migration_growth_s: so long a request decodes on until it has left, at most.
         orphan_grace_s: how long accepted requests wait for a decode worker when there is none.
         breaker_failures: failures in a row after which a worker is left alone for a while,
         breaker_first_s: first for so long,
@@ -67,6 +71,9 @@ class Policy:
     max_retries: int = 3
     silence_s: float = 10.0
     report_wait_s: float = 1.0
+    migrations_at_once: int = 4
+    migration_least_tokens: int = 16
+    migration_growth_s: float = 1.0
     orphan_grace_s: float = 120.0
     breaker_failures: int = 3
     breaker_first_s: float = 1.0

@@ -12,6 +12,8 @@ from router.core.reasons import Reason
 
 # The worker did what it had to; another one, or the same one later, will take the request.
 REFUSALS = frozenset({common_pb2.REASON_OUT_OF_CAPACITY, common_pb2.REASON_DRAINING})
+# So did one that let a request go as it was told, when nobody wanted the state any more.
+BLAMELESS = REFUSALS | {common_pb2.REASON_MIGRATED}
 
 _HAND_OFF = frozenset(
     {
@@ -22,7 +24,7 @@ _HAND_OFF = frozenset(
     }
 )
 _RETRIED = (
-    REFUSALS
+    BLAMELESS
     | _HAND_OFF
     | {
         common_pb2.REASON_UNSPECIFIED,

@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 from protos.tandem.v1 import common_pb2
 from protos.tandem.v1.inference_pb2 import HandoffReport, SpeculationReport
+from router.core.events import Ended
 from router.core.instructions import Report
 from router.core.placement import Candidate
 from router.core.prefix_index import NO_HITS, Hits
 from router.core.prefixes import PrefixKeys
 from router.core.reasons import WANTED, WELL, Reason
-from router.core.tokens import TokenOrder
+from router.core.tokens import Chunk, TokenOrder
 
 # Of one request, how much of its story is kept: the first states and the latest ones.
 _KEPT_TRANSITIONS = 64
@@ -32,6 +33,7 @@ class State(enum.StrEnum):
     PREFILLING = "prefilling"
     HANDING_OFF = "handing_off"
     DECODING = "decoding"
+    MIGRATING = "migrating"
     FINISHED = "finished"
     CANCELLED = "cancelled"
     FAILED = "failed"
@@ -55,6 +57,9 @@ class Cause(enum.StrEnum):
     STATE_ARRIVED = "decode accepted the state"
     DECODE_TOKENS = "decode sent tokens"
     REFUSED = "a worker took less than its credits said"
+    LEAVES = "its worker is to be emptied; it goes on at another one"
+    MOVED = "its state has left for another worker"
+    STAYS = "it goes on where it was"
     RETRIED = "its attempt failed; it goes on from the tokens made so far"
     ENDED = "ended"
 
@@ -101,6 +106,8 @@ class Attempt:
     prefill: Side | None
     base: int = 0
     state_arrived: bool = False
+    leaving: bool = False  # decode was told to let it go, and has not said yet how that went
+    moved: bool = False  # it took over from an attempt whose worker is to be emptied
     patience_s: float = 0.0  # how long its workers may say nothing while it is handed over
     due_s: float = 0.0  # when they have said nothing for too long
 
@@ -108,6 +115,12 @@ class Attempt:
     def counts(self) -> bool:
         """Whether a client still waits for this attempt, not for another one or none."""
         return self.request.live and self.request.attempt is self
+
+    @property
+    def incoming(self) -> bool:
+        """Whether it is to take over from the attempt that counts."""
+        migration = self.request.migration
+        return migration is not None and migration.target is self and self.request.live
 
     @property
     def sides(self) -> tuple[Side, ...]:
@@ -125,6 +138,8 @@ class Attempt:
     @property
     def awaited(self) -> bool:
         """Whether it cannot go on before prefill, or decode with its state, says something."""
+        if self.moved:
+            return self.counts and not self.state_arrived
         return (
             self.prefill is not None
             and self.counts
@@ -142,6 +157,21 @@ class Attempt:
 
 
 @dataclass(slots=True, eq=False)
+class Migration:
+    """A request on its way from the attempt that runs to another one, with its state.
+
+    What the target says before the source has said all it has to say waits here.
+    """
+
+    source: Attempt
+    target: Attempt
+    state_bytes: int
+    known_tokens: int | None = None  # of the answer, at the target; None: its state is not there
+    early: list[Chunk] = field(default_factory=list)
+    ended: Ended | None = None  # of the target
+
+
+@dataclass(slots=True, eq=False)
 class Request:
     """One request from arrival to end."""
 
@@ -156,6 +186,7 @@ class Request:
     ttft_s: float = 0.0  # target of its class
     state: State = State.QUEUED
     attempt: Attempt | None = None
+    migration: Migration | None = None
     live: bool = True  # the client still waits for it
     # Decode ended well, but prefill has not yet said all it has to say.
     ending: tuple[Reason, str] | None = None
@@ -165,6 +196,9 @@ class Request:
     waits_before: tuple[float, ...] = ()  # of the queue's first, when this one was queued
     retries: int = 0  # attempts that failed
     refusals: int = 0  # attempts that a worker did not take, in a row
+    migrations: int = 0  # how often it has moved
+    failed_migrations: int = 0  # in a row
+    migrate_after_s: float = 0.0  # not before
     avoid: frozenset[str] = frozenset()  # workers that failed it
     version: str | None = None  # of the model that has made its tokens
     # What is cached of it where, as of so many changes of the index.
@@ -243,6 +277,7 @@ class Request:
             prompt_tokens=self.prompt_tokens,
             completion_tokens=completion_tokens,
             retries=self.retries,
+            migrations=self.migrations,
         )
 
 

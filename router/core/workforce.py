@@ -1,7 +1,8 @@
 """Workers as such: who comes and goes, what each can take, and who is to drain or change its role.
 
-Drain: no new work goes to the worker; when it holds nothing of any router it says so and can be
-taken away. Flip: drain, then take the other role with the weights that are loaded, then work again.
+Drain: no new work goes to the worker, and what it decodes moves to others that can take it; when
+it holds nothing of any router it says so and can be taken away. Flip: drain, then take the other
+role with the weights that are loaded, then work again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from router.core.events import (
     WorkerLost,
 )
 from router.core.instructions import SendDrain, SendFlip
+from router.core.migration import Migrations
 from router.core.worker_view import WorkerView
 
 Duty = Literal["serving", "draining", "safe_to_delete", "flipping"]
@@ -40,9 +42,10 @@ def duty(view: WorkerView) -> Duty:
 class Workforce:
     """Keeps the fleet in step with what workers and operators say."""
 
-    def __init__(self, book: Book, attempts: Attempts) -> None:
+    def __init__(self, book: Book, attempts: Attempts, migrations: Migrations) -> None:
         self._book = book
         self._attempts = attempts
+        self._migrations = migrations
         self._alone_since_s: float | None = None
 
     @property
@@ -154,6 +157,7 @@ class Workforce:
                 book.end(request, common_pb2.REASON_NO_WORKERS, detail)
 
     def _changed(self, view: WorkerView) -> None:
+        self._migrations.note(view)
         self._book.fleet.refresh(view)
         self._book.holdings.room_changed = True
 

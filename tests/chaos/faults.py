@@ -1,8 +1,10 @@
-"""Faults at seeded moments: killed and stalled workers, cut and hanging sessions, a new Valkey."""
+"""Faults at seeded moments: killed, stalled and drained workers, cut and hanging sessions, a new
+Valkey."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections import Counter
@@ -10,11 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+import grpc
+
+from protos.tandem.v1 import admin_pb2
 from tests.chaos.rig import Rig, Worker
 from workers.registry import Role
 
 _LOG = logging.getLogger(__name__)
-Fault = Literal["kill", "stall", "cut", "hold", "store"]
+Fault = Literal["kill", "stall", "cut", "hold", "drain", "store"]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 
 
@@ -51,6 +56,8 @@ class Chaos:
             return
         elif kind == "kill":
             work = self._kill(victim)
+        elif kind == "drain":
+            work = self._drain(victim, self.rng.uniform(*self.stall_s))
         else:
             work = self._trouble(kind, victim, self.rng.uniform(*self.stall_s))
         self.done[f"{kind} {'' if kind == 'store' else role}".strip()] += 1
@@ -67,6 +74,19 @@ class Chaos:
     async def _kill(self, victim: Worker) -> None:
         victim.kill()
         await self.rig.start_worker(victim.role)
+
+    async def _drain(self, victim: Worker, seconds: float) -> None:
+        """Have it take no more work until it is empty, or for so long, and then take work again."""
+        admin = self.rig.routers[0].admin
+        victim.troubled = True
+        for resume in (False, True):
+            order = admin_pb2.DrainRequest(worker_id=victim.worker_id, resume=resume)
+            # A router may not know the worker, or lose it on the way.
+            with contextlib.suppress(grpc.aio.AioRpcError, TimeoutError):
+                async with asyncio.timeout(seconds):
+                    async for _ in admin.Drain(order):
+                        pass
+        victim.troubled = False
 
     async def _trouble(self, kind: Fault, victim: Worker, seconds: float) -> None:
         proxy = self.rig.proxy(victim)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from protos.tandem.v1.common_pb2 import REASON_MIGRATED
 from router.core.event_log import replay
+from router.core.events import Ended
 from router.core.instructions import SendPrefill, SendReserve
 from tests.chaos.rig import Router
 
@@ -30,3 +32,15 @@ async def replayed(routers: Sequence[Router]) -> int:
         assert events > 100
         assert not others, f"{others} of {events} events came out otherwise"
     return continued
+
+
+def moved(routers: Sequence[Router]) -> int:
+    """How often a request left a worker that was drained, by the logs of routers that stopped."""
+    count = 0
+    for router in routers:
+        with router.log.open() as lines:
+            count += sum(
+                isinstance(step.event, Ended) and step.event.reason == REASON_MIGRATED
+                for step in replay(lines)
+            )
+    return count

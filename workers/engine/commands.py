@@ -76,11 +76,13 @@ class WorkItem:
 class Reserve:
     """Set memory aside for a request whose state another worker will send.
 
-    Its tokens come along for penalties, and to be read here if the request has to give way.
+    Its tokens come along for penalties, and to be read here if the request has to give way. Up to
+    `growth_tokens` more may be made before the state comes, and come with it.
     """
 
     item: WorkItem
     token_ids: tuple[int, ...]
+    growth_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,4 +119,12 @@ class Drain:
     resume: bool = False
 
 
-Command = Reserve | Prefill | Cancel | Renew | Drain
+@dataclass(frozen=True, slots=True)
+class Migrate:
+    """Let a request that decodes go on where the ticket says; without one it is to stay."""
+
+    key: int
+    ticket: HandoffTicket | None
+
+
+Command = Reserve | Prefill | Cancel | Renew | Drain | Migrate

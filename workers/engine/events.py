@@ -39,6 +39,7 @@ class PrefillDone:
 @dataclass(frozen=True, slots=True)
 class StateArrived:
     key: int
+    generated_tokens: int = 0  # of the answer, that it has; it goes on with the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,16 @@ class Ended:
     reason: ReasonCode.ValueType
     detail: str = ""
     speculation: SpeculationReport | None = None  # None when nothing was decoded here
+    handoff: HandoffReport | None = None  # of state that went to another worker as it decoded
+
+
+@dataclass(frozen=True, slots=True)
+class Stayed:
+    """A request that was to go to another worker goes on here."""
+
+    key: int
+    reason: ReasonCode.ValueType
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +80,7 @@ class StepEvents:
     prefill_done: list[PrefillDone] = field(default_factory=list)
     state_arrived: list[StateArrived] = field(default_factory=list)
     ended: list[Ended] = field(default_factory=list)
+    stayed: list[Stayed] = field(default_factory=list)
     credits: Credits | None = None  # set when they changed
     taken: list[int] = field(default_factory=list)  # keys of the work that the credits know of
     load: Load | None = None  # set when it is worth saying
@@ -82,6 +94,7 @@ class StepEvents:
             or self.prefill_done
             or self.state_arrived
             or self.ended
+            or self.stayed
             or self.credits
             or self.taken
             or self.load

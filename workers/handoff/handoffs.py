@@ -16,6 +16,7 @@ from workers.handoff.messages import (
     Heard,
     PairArrived,
     PairRefused,
+    Pushed,
     Unreachable,
     WriteEnded,
     WriteFailed,
@@ -100,7 +101,7 @@ class Handoffs:
 
     def _take(self, event: Event, now_s: float) -> None:
         match event:
-            case Written() | WriteFailed() | WriteEnded():
+            case Written() | Pushed() | WriteFailed() | WriteEnded():
                 self.sender.rank_said(event)
             case Expecting() | PairArrived() | PairRefused():
                 self.receiver.rank_said(event, now_s)

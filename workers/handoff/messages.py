@@ -40,12 +40,16 @@ class Push:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """Write the rest: KV of the tokens from `first_token` on, Mamba and draft state."""
+    """Write the rest: KV of the tokens from `first_token` on, Mamba and draft state.
+
+    made: tokens of the answer that the other side does not know of.
+    """
 
     transfer: int
     first_token: int
     tokens: int
     first_token_id: int
+    made: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +61,14 @@ class Abort:
 
 @dataclass(frozen=True, slots=True)
 class Expect:
-    """State of `tokens` tokens may arrive in these blocks and this slot."""
+    """State of `tokens` tokens, or of up to `growth_tokens` fewer, may arrive in these blocks and
+    this slot."""
 
     reservation: int
     blocks: tuple[int, ...]
     slot: int
     tokens: int
+    growth_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +102,15 @@ class Written:
     descriptors: int
     transfer_ms: float
     hidden_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """A rank has written all that it was told to push, up to this token."""
+
+    rank: int
+    transfer: int
+    last_token: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +155,7 @@ class PairArrived:
     layout: bytes
     tokens: int
     first_token_id: int
+    made: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +186,15 @@ class Unreachable:
 
 
 Event = (
-    Written | WriteEnded | WriteFailed | Expecting | PairArrived | PairRefused | Heard | Unreachable
+    Written
+    | Pushed
+    | WriteEnded
+    | WriteFailed
+    | Expecting
+    | PairArrived
+    | PairRefused
+    | Heard
+    | Unreachable
 )
 
 _KINDS = {kind.__name__: kind for kind in (*Command.__args__, *Event.__args__)}

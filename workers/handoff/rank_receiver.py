@@ -45,6 +45,7 @@ class _Pair:
 class _Expected:
     there: Places
     tokens: int
+    growth_tokens: int
     pairs: dict[int, _Pair] = field(default_factory=dict)  # by source rank
 
 
@@ -69,7 +70,7 @@ class RankReceiver:
         """Be ready for state in the blocks and the slot, which nobody else may use."""
         self._clear_unused(command)
         self._expected[command.reservation] = _Expected(
-            Places(command.blocks, command.slot), command.tokens
+            Places(command.blocks, command.slot), command.tokens, command.growth_tokens
         )
         return [Expecting(self._rank, command.reservation)]
 
@@ -109,6 +110,7 @@ class RankReceiver:
                 manifest.source_layout.SerializeToString(),
                 pair.last.tokens,
                 pair.last.first_token_id,
+                tuple(pair.last.made_token_ids),
             )
         ]
 
@@ -142,7 +144,7 @@ class RankReceiver:
         for kind, rows in copies.items():
             pair.moved[kind] = pair.moved.get(kind, 0) + int(rows[:, LENGTH].sum())
         if manifest.last:
-            compare("tokens", tokens, manifest.tokens)
+            _check_tokens(manifest, expected)
             pair.last = manifest
         if pair.last is not None and len(pair.extents) > pair.last.number:
             self._check_whole(source, manifest.source_rank, pair, expected)
@@ -152,6 +154,7 @@ class RankReceiver:
         self, source: StateLayout, source_rank: int, pair: _Pair, expected: _Expected
     ) -> None:
         """All parts together are the whole: none overlaps, and no byte is missing."""
+        assert pair.last is not None
         parts = [pair.extents[number] for number in sorted(pair.extents)]
         for earlier, later in pairwise(part for part in parts if part.last_token):
             if later.first_token < earlier.last_token:
@@ -159,7 +162,7 @@ class RankReceiver:
         for earlier, later in pairwise(part for part in parts if part.last_layer):
             if later.first_layer < earlier.last_layer:
                 raise ManifestMismatch("extent", f"from layer {earlier.last_layer}", later)
-        whole = Extent.whole(self._layout, expected.tokens)
+        whole = Extent.whole(self._layout, pair.last.tokens)
         copies = self._copies(source, source_rank, whole, expected)
         wanted = {kind: int(rows[:, LENGTH].sum()) for kind, rows in copies.items()}
         compare("bytes of all parts", sorted(wanted.items()), sorted(pair.moved.items()))
@@ -176,7 +179,19 @@ class RankReceiver:
     def _clear_unused(self, command: Expect) -> None:
         """Zero the places after this rank's last token: attention reads whole blocks."""
         parallel, block_tokens = self._layout.parallel, self._layout.geometry.block_tokens
-        held = parallel.local_tokens(parallel.kvp_rank(self._rank), command.tokens)
+        least = command.tokens - command.growth_tokens
+        held = parallel.local_tokens(parallel.kvp_rank(self._rank), least)
         needed = self._layout.blocks_for(command.tokens)
         for index in range(held // block_tokens, needed):
             self._store.clear_tail(command.blocks[index], max(held - index * block_tokens, 0))
+
+
+def _check_tokens(manifest: Manifest, expected: _Expected) -> None:
+    """A state has as many tokens as were reserved, or says which it has more than were known."""
+    if not expected.growth_tokens:
+        compare("tokens", expected.tokens, manifest.tokens)
+        return
+    least = expected.tokens - expected.growth_tokens
+    if not least <= manifest.tokens <= expected.tokens:
+        raise ManifestMismatch("tokens", f"{least} to {expected.tokens}", manifest.tokens)
+    compare("made_token_ids", manifest.tokens - least, len(manifest.made_token_ids))

@@ -22,6 +22,7 @@ from workers.handoff.messages import (
     Finish,
     Open,
     Push,
+    Pushed,
     WriteEnded,
     WriteFailed,
     Written,
@@ -51,6 +52,8 @@ class _Outgoing:
     spans_s: list[tuple[float, float]] = field(default_factory=list)  # when something was written
     moved: dict[StateKind.ValueType, int] = field(default_factory=dict)
     descriptors: int = 0
+    pushed_tokens: int = 0
+    said_tokens: int = 0  # of these rank 0 knows that they have been written
     finish: Finish | None = None
     finished_s: float = 0.0  # when prefill ended
     stopped: bool = False  # nothing more is written: waiting for NIXL to let go
@@ -93,6 +96,7 @@ class RankSender:
                 case Push():
                     extent = Extent(command.first_token, command.last_token)
                     self._write(outgoing, extent, None)
+                    outgoing.pushed_tokens = command.last_token
                 case Finish():
                     outgoing.finish, outgoing.finished_s = command, posted_s
                     extent = Extent(
@@ -192,6 +196,7 @@ class RankSender:
             manifest.last = True
             manifest.tokens = finish.tokens
             manifest.first_token_id = finish.first_token_id
+            manifest.made_token_ids.extend(finish.made)
         outgoing.parts[rank] += 1
         rows = address(copies, self._store, outgoing.destination.ranks[rank])
         if len(rows) == 0:
@@ -216,7 +221,8 @@ class RankSender:
                 outgoing.spans_s.append((write.began_s, self._clock_s()))
 
     def _advance(self, outgoing: _Outgoing) -> Event | None:
-        """Written or WriteEnded when it is over, WriteFailed when it begins to end."""
+        """Written or WriteEnded when it is over, WriteFailed when it begins to end; Pushed when
+        all that was pushed is written."""
         if outgoing.stopped:
             outgoing.writes = [w for w in outgoing.writes if not w.transfer.release()]
             if outgoing.writes:
@@ -226,9 +232,14 @@ class RankSender:
             self._settle(outgoing)
         except TransferFailed as error:
             return self._fail(outgoing, error)
-        if outgoing.finish is None or outgoing.writes:
+        if outgoing.writes:
             return None
-        return self._written(outgoing)
+        if outgoing.finish is not None:
+            return self._written(outgoing)
+        if outgoing.said_tokens == outgoing.pushed_tokens:
+            return None
+        outgoing.said_tokens = outgoing.pushed_tokens
+        return Pushed(self._rank, outgoing.number, outgoing.pushed_tokens)
 
     def _fail(self, outgoing: _Outgoing, error: HandoffError) -> Event:
         outgoing.stopped = True

@@ -1,4 +1,4 @@
-"""The decode side of hand-offs, on rank 0: offer memory, and accept state only when all is right.
+"""The target's side of hand-offs, on rank 0: offer memory, and accept state only when all is right.
 
 Exists so that nothing but verified state reaches the engine, and that memory which somebody may
 still write into is not given to the next request. Pure: commands go out, events and times come in.
@@ -45,11 +45,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """The state of `tokens` prompt tokens is in place on every rank and was checked."""
+    """The state of `tokens` tokens is in place on every rank and was checked.
+
+    `made` are those of the answer since the reservation, where more could be made.
+    """
 
     handle: int
     tokens: int
     first_token_id: int
+    made: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,7 @@ class _Reservation:
     pairs: set[tuple[int, int]] = field(default_factory=set)  # that have arrived
     awaited: set[tuple[int, int]] | None = None  # known with the source's layout
     first_token_id: int = 0
+    made: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -137,25 +142,31 @@ class HandoffReceiver:
         return bool(self._reservations or self._quarantined or self._ended)
 
     def reserve(
-        self, handle: int, blocks: Sequence[int], slot: int, prompt_tokens: int, now_s: float
+        self,
+        handle: int,
+        blocks: Sequence[int],
+        slot: int,
+        tokens: int,
+        now_s: float,
+        growth_tokens: int = 0,
     ) -> HandoffTicket:
-        """Offer the blocks that `prompt_tokens` tokens reach, and the slot, to a prefill worker.
+        """Offer the blocks that `tokens` tokens reach, and the slot, to another worker.
+
+        The state may have up to `growth_tokens` fewer: more are made until it leaves.
 
         Raises:
             ValueError: the handle has a reservation, or the blocks do not cover the tokens.
         """
         if handle in self._numbers:
             raise ValueError(f"handle {handle} already has a reservation")
-        needed = self._layout.blocks_for(prompt_tokens)
-        if prompt_tokens < 1 or len(blocks) < needed:
-            raise ValueError(f"blocks: {len(blocks)} do not hold {prompt_tokens} tokens")
+        needed = self._layout.blocks_for(tokens)
+        if not 0 <= growth_tokens < tokens or len(blocks) < needed:
+            raise ValueError(f"blocks: {len(blocks)} do not hold {tokens} tokens")
         number = self._unused_number()
         offered = tuple(blocks[:needed])
-        self._reservations[number] = _Reservation(
-            number, handle, prompt_tokens, now_s + self._lease_s
-        )
+        self._reservations[number] = _Reservation(number, handle, tokens, now_s + self._lease_s)
         self._numbers[handle] = number
-        self._post(Expect(number, offered, slot, prompt_tokens))
+        self._post(Expect(number, offered, slot, tokens, growth_tokens))
         return HandoffTicket(
             reservation=number,
             worker_id=self._worker_id,
@@ -165,8 +176,9 @@ class HandoffReceiver:
             ranks=self._targets,
             blocks=offered,
             slot=slot,
-            tokens=prompt_tokens,
+            tokens=tokens,
             lease_ms=int(self._lease_s * 1000.0),
+            growth_tokens=growth_tokens,
         )
 
     @property
@@ -272,15 +284,20 @@ class HandoffReceiver:
             source = self._layout.of_peer(Layout.FromString(event.layout))
             reservation.awaited = meeting_pairs(source, self._layout, reservation.tokens)
             reservation.first_token_id = event.first_token_id
+            reservation.made = event.made
         if event.first_token_id != reservation.first_token_id:
             detail = f"first_token_id: expected {reservation.first_token_id}, found "
             detail += str(event.first_token_id)
             self._refuse(reservation, ReasonCode.REASON_MANIFEST_MISMATCH, detail, now_s)
             return
+        if event.made != reservation.made:
+            detail = f"made_token_ids: expected {reservation.made}, found {event.made}"
+            self._refuse(reservation, ReasonCode.REASON_MANIFEST_MISMATCH, detail, now_s)
+            return
         reservation.pairs.add((event.source_rank, event.rank))
         if reservation.pairs >= reservation.awaited:
             self._remove(reservation)
-            arrival = Arrival(reservation.handle, event.tokens, event.first_token_id)
+            arrival = Arrival(reservation.handle, event.tokens, event.first_token_id, event.made)
             self._ended.append(arrival)
 
     def _writer_done(self, message: HandoffControl, agent_name: str) -> None:

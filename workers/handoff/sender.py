@@ -1,4 +1,4 @@
-"""The prefill side of hand-offs, on rank 0: when each part of a state may leave, and how it ended.
+"""The source's side of hand-offs, on rank 0: when each part of a state may leave, and how it ended.
 
 Exists so that the engine says how far it has read and later hears how it went, whatever the number
 of ranks at either end. Pure: commands go out, events and times come in. Nothing is written before
@@ -14,7 +14,7 @@ import logging
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from protos.tandem.v1.common_pb2 import ReasonCode
 from protos.tandem.v1.handoff_pb2 import Claim, HandoffControl, HandoffTicket, WriterDone
@@ -27,6 +27,7 @@ from workers.handoff.messages import (
     Finish,
     Open,
     Push,
+    Pushed,
     Tell,
     WriteEnded,
     WriteFailed,
@@ -80,7 +81,8 @@ class _Outgoing:
     granted: bool = False
     ready_tokens: int = 0  # of these the KV is final in memory
     pushed_tokens: int = 0
-    first_token_id: int | None = None  # set: the prompt has been read
+    rank_tokens: dict[int, int] = field(default_factory=dict)  # what each rank has pushed
+    finish: Finish | None = None  # set: the whole state is final
     finished: bool = False
     written: list[Written] = field(default_factory=list)
     ended_ranks: set[int] = field(default_factory=set)
@@ -130,7 +132,7 @@ class HandoffSender:
         tokens: int,
         now_s: float,
     ) -> None:
-        """Ask decode for leave to write the state of a prompt of `tokens` tokens.
+        """Ask decode for leave to write a state of `tokens` tokens.
 
         The outcome comes from `take`, always, and at any time from now on.
 
@@ -169,6 +171,14 @@ class HandoffSender:
         outgoing = self._find(handle)
         return outgoing is not None and outgoing.granted
 
+    def caught_up(self, handle: int) -> bool:
+        """Whether all has been written that may leave before the rest."""
+        outgoing = self._find(handle)
+        if outgoing is None or not outgoing.granted:
+            return False
+        pushed, ranks = outgoing.pushed_tokens, outgoing.rank_tokens
+        return not pushed or all(ranks.get(rank, 0) >= pushed for rank in self._layout.ranks)
+
     def advance(self, handle: int, tokens: int) -> None:
         """Say that the KV of the first `tokens` tokens is final in memory: it may leave while the
         rest is computed."""
@@ -180,12 +190,25 @@ class HandoffSender:
         outgoing.ready_tokens = max(outgoing.ready_tokens, tokens)
         self._flush(outgoing)
 
-    def finish(self, handle: int, first_token_id: int, now_s: float) -> None:
-        """Say that the whole state is final in memory, and which token prefill has sampled."""
+    def finish(
+        self,
+        handle: int,
+        first_token_id: int,
+        now_s: float,
+        tokens: int | None = None,
+        made: Sequence[int] = (),
+    ) -> None:
+        """Say that the whole state is final in memory, and which token is to be fed next.
+
+        With `tokens` it has so many, and not all that the ticket has room for; `made` are those of
+        the answer that decode does not know of.
+        """
         outgoing = self._find(handle)
         if outgoing is None:
             return
-        outgoing.first_token_id = first_token_id
+        if tokens is None:
+            tokens = outgoing.destination.tokens
+        outgoing.finish = Finish(outgoing.transfer, 0, tokens, first_token_id, tuple(made))
         outgoing.waits_since_s = now_s
         self._flush(outgoing)
 
@@ -241,7 +264,7 @@ class HandoffSender:
             if outgoing.peer == agent_name and not outgoing.granted:
                 self._fail(outgoing, ReasonCode.REASON_TRANSFER_FAILED, detail)
 
-    def rank_said(self, event: Written | WriteFailed | WriteEnded) -> None:
+    def rank_said(self, event: Written | Pushed | WriteFailed | WriteEnded) -> None:
         """Take in how one rank fares."""
         outgoing = self._outgoing.get(event.transfer)
         if outgoing is None:
@@ -250,6 +273,8 @@ class HandoffSender:
             case Written():
                 outgoing.written.append(event)
                 outgoing.ended_ranks.add(event.rank)
+            case Pushed():
+                outgoing.rank_tokens[event.rank] = event.last_token
             case WriteEnded():
                 outgoing.ended_ranks.add(event.rank)
             case WriteFailed():
@@ -278,10 +303,9 @@ class HandoffSender:
         if not outgoing.granted or outgoing.failure is not None or outgoing.finished:
             return
         pushed = outgoing.pushed_tokens
-        if outgoing.first_token_id is not None:
+        if outgoing.finish is not None:
             outgoing.finished = True
-            tokens = outgoing.destination.tokens
-            self._post(Finish(outgoing.transfer, pushed, tokens, outgoing.first_token_id))
+            self._post(replace(outgoing.finish, first_token=pushed))
             return
         # Whole blocks at both ends travel in few descriptors; the others wait.
         ready = outgoing.ready_tokens // outgoing.align_tokens * outgoing.align_tokens

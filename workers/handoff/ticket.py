@@ -75,8 +75,8 @@ def read_ticket(ticket: HandoffTicket, model: ModelVersion, mine: StateLayout) -
     if len(ticket.ranks) > _MOST_RANKS:
         raise ManifestMismatch("ranks", f"at most {_MOST_RANKS}", len(ticket.ranks))
     compare("ranks", layout.parallel.size, len(ticket.ranks))
-    if ticket.tokens < 1:
-        raise ManifestMismatch("tokens", "at least 1", ticket.tokens)
+    if ticket.tokens < 1 or ticket.growth_tokens >= ticket.tokens:
+        raise ManifestMismatch("tokens", "at least 1", ticket.tokens - ticket.growth_tokens)
     needed = layout.blocks_for(ticket.tokens)
     if len(ticket.blocks) < needed:
         raise ManifestMismatch("blocks", f"{needed} for {ticket.tokens} tokens", len(ticket.blocks))

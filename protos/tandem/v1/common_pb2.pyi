@@ -72,6 +72,8 @@ class _ReasonCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReasonCode
     """the worker's layout is not the one of the other role"""
     REASON_POOLS_UNATTENDED: _ReasonCode.ValueType  # 46
     """nobody takes orders to start and stop workers here"""
+    REASON_MIGRATED: _ReasonCode.ValueType  # 47
+    """the request goes on at another worker, with its state"""
     REASON_TRANSFER_FAILED: _ReasonCode.ValueType  # 50
     """The hand-off failed."""
     REASON_MANIFEST_MISMATCH: _ReasonCode.ValueType  # 51
@@ -131,6 +133,8 @@ REASON_LAYOUT_MISMATCH: ReasonCode.ValueType  # 45
 """the worker's layout is not the one of the other role"""
 REASON_POOLS_UNATTENDED: ReasonCode.ValueType  # 46
 """nobody takes orders to start and stop workers here"""
+REASON_MIGRATED: ReasonCode.ValueType  # 47
+"""the request goes on at another worker, with its state"""
 REASON_TRANSFER_FAILED: ReasonCode.ValueType  # 50
 """The hand-off failed."""
 REASON_MANIFEST_MISMATCH: ReasonCode.ValueType  # 51

@@ -88,7 +88,9 @@ Global___Layout: _TypeAlias = Layout  # noqa: Y015
 
 @_typing.final
 class HandoffTicket(_message.Message):
-    """Where decode wants the state of one request. Made by decode, used once by prefill."""
+    """Where decode wants the state of one request. Made by decode, used once by whoever has the state:
+    prefill, or another decode worker that lets a request go.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -102,6 +104,7 @@ class HandoffTicket(_message.Message):
     SLOT_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     LEASE_MS_FIELD_NUMBER: _builtins.int
+    GROWTH_TOKENS_FIELD_NUMBER: _builtins.int
     reservation: _builtins.int
     """random, never used twice: writes of an earlier one are told apart"""
     worker_id: _builtins.str
@@ -110,8 +113,11 @@ class HandoffTicket(_message.Message):
     """version of the weights"""
     slot: _builtins.int
     tokens: _builtins.int
+    """that there is room for"""
     lease_ms: _builtins.int
     """without a Renew in that time, nothing more may be written"""
+    growth_tokens: _builtins.int
+    """so many fewer may come: the request still decodes; 0: exactly"""
     @_builtins.property
     def layout(self) -> Global___Layout: ...
     @_builtins.property
@@ -135,10 +141,11 @@ class HandoffTicket(_message.Message):
         slot: _builtins.int = ...,
         tokens: _builtins.int = ...,
         lease_ms: _builtins.int = ...,
+        growth_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "epoch", b"epoch", "layout", b"layout", "lease_ms", b"lease_ms", "model_fingerprint", b"model_fingerprint", "ranks", b"ranks", "reservation", b"reservation", "slot", b"slot", "tokens", b"tokens", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "epoch", b"epoch", "growth_tokens", b"growth_tokens", "layout", b"layout", "lease_ms", b"lease_ms", "model_fingerprint", b"model_fingerprint", "ranks", b"ranks", "reservation", b"reservation", "slot", b"slot", "tokens", b"tokens", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -228,6 +235,7 @@ class Manifest(_message.Message):
     LAST_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     FIRST_TOKEN_ID_FIELD_NUMBER: _builtins.int
+    MADE_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     reservation: _builtins.int
     transfer: _builtins.int
     """random; all parts of one hand-off have the same"""
@@ -240,15 +248,19 @@ class Manifest(_message.Message):
     last: _builtins.bool
     """number + 1 parts are all that there are"""
     tokens: _builtins.int
-    """with the last: prompt tokens that the state covers"""
+    """with the last: tokens that the state covers"""
     first_token_id: _builtins.int
-    """with the last: sampled by prefill, not yet in the state"""
+    """with the last: the newest token, not yet in the state"""
     @_builtins.property
     def source_layout(self) -> Global___Layout: ...
     @_builtins.property
     def extent(self) -> Global___Extent: ...
     @_builtins.property
     def regions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ManifestRegion]: ...
+    @_builtins.property
+    def made_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """with the last: the answer's tokens since the reservation"""
+
     def __init__(
         self,
         *,
@@ -265,10 +277,11 @@ class Manifest(_message.Message):
         last: _builtins.bool = ...,
         tokens: _builtins.int = ...,
         first_token_id: _builtins.int = ...,
+        made_token_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["extent", b"extent", "source_layout", b"source_layout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "extent", b"extent", "first_token_id", b"first_token_id", "last", b"last", "model_fingerprint", b"model_fingerprint", "number", b"number", "regions", b"regions", "reservation", b"reservation", "source_layout", b"source_layout", "source_rank", b"source_rank", "target_rank", b"target_rank", "tokens", b"tokens", "transfer", b"transfer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "extent", b"extent", "first_token_id", b"first_token_id", "last", b"last", "made_token_ids", b"made_token_ids", "model_fingerprint", b"model_fingerprint", "number", b"number", "regions", b"regions", "reservation", b"reservation", "source_layout", b"source_layout", "source_rank", b"source_rank", "target_rank", b"target_rank", "tokens", b"tokens", "transfer", b"transfer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -383,7 +396,7 @@ Global___HandoffControl: _TypeAlias = HandoffControl  # noqa: Y015
 
 @_typing.final
 class Claim(_message.Message):
-    """Prefill is about to write: nothing is written before the grant."""
+    """The source is about to write: nothing is written before the grant."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -32,6 +32,7 @@ class SessionCommand(_message.Message):
     RENEW_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
     FLIP_FIELD_NUMBER: _builtins.int
+    MIGRATE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """first, once"""
@@ -56,6 +57,10 @@ class SessionCommand(_message.Message):
     def drain(self) -> Global___Drain: ...
     @_builtins.property
     def flip(self) -> Global___Flip: ...
+    @_builtins.property
+    def migrate(self) -> Global___Migrate:
+        """to decode: a request goes on elsewhere"""
+
     def __init__(
         self,
         *,
@@ -66,12 +71,13 @@ class SessionCommand(_message.Message):
         renew: Global___Renew | None = ...,
         drain: Global___Drain | None = ...,
         flip: Global___Flip | None = ...,
+        migrate: Global___Migrate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "drain", b"drain", "flip", b"flip", "hello", b"hello", "prefill", b"prefill", "renew", b"renew", "reserve", b"reserve"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "drain", b"drain", "flip", b"flip", "hello", b"hello", "migrate", b"migrate", "prefill", b"prefill", "renew", b"renew", "reserve", b"reserve"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "drain", b"drain", "flip", b"flip", "hello", b"hello", "prefill", b"prefill", "renew", b"renew", "reserve", b"reserve"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "drain", b"drain", "flip", b"flip", "hello", b"hello", "migrate", b"migrate", "prefill", b"prefill", "renew", b"renew", "reserve", b"reserve"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["hello", "reserve", "prefill", "cancel", "renew", "drain", "flip"]  # noqa: Y015
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["hello", "reserve", "prefill", "cancel", "renew", "drain", "flip", "migrate"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
@@ -154,6 +160,9 @@ class Reserve(_message.Message):
 
     ITEM_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    GROWTH_TOKENS_FIELD_NUMBER: _builtins.int
+    growth_tokens: _builtins.int
+    """so many more may be made before the state comes"""
     @_builtins.property
     def item(self) -> Global___WorkItem: ...
     @_builtins.property
@@ -165,10 +174,11 @@ class Reserve(_message.Message):
         *,
         item: Global___WorkItem | None = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        growth_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["item", b"item", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["growth_tokens", b"growth_tokens", "item", b"item", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -207,6 +217,34 @@ class Prefill(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Prefill: _TypeAlias = Prefill  # noqa: Y015
+
+@_typing.final
+class Migrate(_message.Message):
+    """Let a request that decodes here go on at another decode worker: its state goes where the ticket
+    says, as that of a prompt does, while it decodes and at last in a pause. Answered by Ended with
+    REASON_MIGRATED or, when that fails, by Stayed. Without a ticket: it is to stay after all.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDLE_FIELD_NUMBER: _builtins.int
+    TICKET_FIELD_NUMBER: _builtins.int
+    handle: _builtins.int
+    @_builtins.property
+    def ticket(self) -> _handoff_pb2.HandoffTicket: ...
+    def __init__(
+        self,
+        *,
+        handle: _builtins.int = ...,
+        ticket: _handoff_pb2.HandoffTicket | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ticket", b"ticket"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle", "ticket", b"ticket"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Migrate: _TypeAlias = Migrate  # noqa: Y015
 
 @_typing.final
 class Cancel(_message.Message):
@@ -317,6 +355,7 @@ class SessionEvents(_message.Message):
     CACHE_FIELD_NUMBER: _builtins.int
     DRAINED_FIELD_NUMBER: _builtins.int
     FLIPPED_FIELD_NUMBER: _builtins.int
+    STAYED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome:
         """in the first message only"""
@@ -345,6 +384,8 @@ class SessionEvents(_message.Message):
     def drained(self) -> Global___Drained: ...
     @_builtins.property
     def flipped(self) -> Global___Flipped: ...
+    @_builtins.property
+    def stayed(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stayed]: ...
     def __init__(
         self,
         *,
@@ -359,10 +400,11 @@ class SessionEvents(_message.Message):
         cache: Global___CacheChanges | None = ...,
         drained: Global___Drained | None = ...,
         flipped: Global___Flipped | None = ...,
+        stayed: _abc.Iterable[Global___Stayed] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "credits", b"credits", "drained", b"drained", "flipped", b"flipped", "load", b"load", "tokens", b"tokens", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "credits", b"credits", "drained", b"drained", "ended", b"ended", "flipped", b"flipped", "load", b"load", "prefill_done", b"prefill_done", "reserved", b"reserved", "state_arrived", b"state_arrived", "tokens", b"tokens", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "credits", b"credits", "drained", b"drained", "ended", b"ended", "flipped", b"flipped", "load", b"load", "prefill_done", b"prefill_done", "reserved", b"reserved", "state_arrived", b"state_arrived", "stayed", b"stayed", "tokens", b"tokens", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -734,19 +776,50 @@ class StateArrived(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     HANDLE_FIELD_NUMBER: _builtins.int
+    GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
     handle: _builtins.int
+    generated_tokens: _builtins.int
+    """of the answer, that it has; it goes on with the next"""
     def __init__(
         self,
         *,
         handle: _builtins.int = ...,
+        generated_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generated_tokens", b"generated_tokens", "handle", b"handle"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StateArrived: _TypeAlias = StateArrived  # noqa: Y015
+
+@_typing.final
+class Stayed(_message.Message):
+    """A request that was to go elsewhere goes on here as if it had never been told to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDLE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    handle: _builtins.int
+    reason: _common_pb2.ReasonCode.ValueType
+    detail: _builtins.str
+    def __init__(
+        self,
+        *,
+        handle: _builtins.int = ...,
+        reason: _common_pb2.ReasonCode.ValueType = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "handle", b"handle", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Stayed: _TypeAlias = Stayed  # noqa: Y015
 
 @_typing.final
 class Ended(_message.Message):
@@ -758,6 +831,7 @@ class Ended(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     SPECULATION_FIELD_NUMBER: _builtins.int
+    HANDOFF_FIELD_NUMBER: _builtins.int
     handle: _builtins.int
     reason: _common_pb2.ReasonCode.ValueType
     detail: _builtins.str
@@ -766,6 +840,10 @@ class Ended(_message.Message):
     def speculation(self) -> _inference_pb2.SpeculationReport:
         """absent when nothing was decoded here"""
 
+    @_builtins.property
+    def handoff(self) -> _inference_pb2.HandoffReport:
+        """of the state that went elsewhere, with REASON_MIGRATED"""
+
     def __init__(
         self,
         *,
@@ -773,10 +851,11 @@ class Ended(_message.Message):
         reason: _common_pb2.ReasonCode.ValueType = ...,
         detail: _builtins.str = ...,
         speculation: _inference_pb2.SpeculationReport | None = ...,
+        handoff: _inference_pb2.HandoffReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["speculation", b"speculation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["handoff", b"handoff", "speculation", b"speculation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "handle", b"handle", "reason", b"reason", "speculation", b"speculation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "handle", b"handle", "handoff", b"handoff", "reason", b"reason", "speculation", b"speculation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

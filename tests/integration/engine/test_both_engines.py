@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 
@@ -17,6 +16,7 @@ from protos.tandem.v1.common_pb2 import (
     REASON_DRAINING,
     REASON_INVALID_ARGUMENT,
     REASON_LENGTH,
+    REASON_MIGRATED,
     REASON_OUT_OF_CAPACITY,
     REASON_STOP_TOKEN,
 )
@@ -24,10 +24,21 @@ from router.core.events import CacheChanged
 from router.core.prefix_index import PrefixIndex
 from router.core.prefixes import PrefixKeys
 from tests.integration.engine.engines import MAX_STEPS, Record, item, load
+from tests.integration.engine.moving import Engine, Move, run_moving
 from tests.reference_models import Shape, write_reference
-from workers.engine.commands import Cancel, Command, Drain, Prefill, Renew, Reserve, Sampling
+from workers.engine.commands import (
+    Cancel,
+    Command,
+    Drain,
+    Migrate,
+    Prefill,
+    Renew,
+    Reserve,
+    Sampling,
+)
 from workers.engine.events import Credits, StepEvents
-from workers.engine.simulated.engine import Identity, Limits, SimulatedEngine
+from workers.engine.simulated.engine import Identity, SimulatedEngine
+from workers.engine.simulated.limits import Limits
 from workers.engine.simulated.prefixes import Prefixes
 from workers.engine.simulated.times import LinearTimes
 
@@ -38,16 +49,6 @@ _SAMPLINGS = {
     "greedy": Sampling(24),
     "sampled": Sampling(24, temperature=1.0, seed=7),
 }
-
-
-class Engine(Protocol):
-    """What both offer."""
-
-    @property
-    def credits(self) -> Credits: ...
-    def handle(self, command: Command) -> None: ...
-    def step(self) -> StepEvents: ...
-    def close(self) -> None: ...
 
 
 class _Simulated:
@@ -171,6 +172,68 @@ def test_an_answer_is_the_same_handed_over_and_continued_wherever_it_was_cut(
         over = _handed_over(pair, 100 + made, sampling, whole[:made])
         assert over.tokens[100 + made] == whole
         assert over.prefill_done[100 + made].handoff is not None
+
+
+@pytest.mark.parametrize("name", _SAMPLINGS)
+def test_an_answer_that_moves_while_it_is_made_is_the_same(pair: Pair, name: str) -> None:
+    sampling = _SAMPLINGS[name]
+    whole = _whole(pair[1], sampling)
+    before = [engine.credits for engine in pair]
+    for after_tokens, growth_tokens in ((1, 2), (3, 12), (12, 4)):
+        moves = {0: Move(after_tokens, growth_tokens)}
+        seen = run_moving(pair[0], pair[1], [_PROMPT], [sampling], moves)
+        assert seen.token_ids(0) == whole
+        assert seen.ended[0].reason == REASON_LENGTH
+        left = seen.left[0]
+        assert left.reason == REASON_MIGRATED
+        assert left.handoff is not None
+        assert left.handoff.kv_bytes > 0
+        assert left.speculation is None or left.speculation.steps < len(whole)
+        assert 0 < seen.from_target[0] < len(whole)
+        assert [engine.credits.request_slots for engine in pair] == [8, 8]
+    assert [engine.credits.free_tokens for engine in pair] == [c.free_tokens for c in before]
+
+
+def test_a_request_that_is_to_stay_after_all_goes_on_where_it_is(pair: Pair) -> None:
+    source, target = pair
+    whole = _whole(source, Sampling(24))
+    source.handle(Prefill(item(5, _PROMPT, Sampling(24)), tuple(_PROMPT), None))
+    record = Record()
+    while len(record.tokens[5]) < 2:
+        record.add(source.step())
+    work = replace(item(5, _PROMPT, Sampling(24)), generated_tokens=2)
+    target.handle(Reserve(work, (*_PROMPT, *record.tokens[5][:2]), 20))
+    there = Record()
+    while not there.reserved:
+        there.add(target.step())
+    source.handle(Migrate(5, there.reserved[5].ticket))
+    source.handle(Migrate(5, None))
+    stayed = []
+    while not record.ended:
+        events = source.step()
+        stayed += events.stayed
+        record.add(events)
+    assert record.tokens[5] == whole
+    assert record.reason(5) == REASON_LENGTH
+    assert [(one.key, one.reason) for one in stayed] == [(5, REASON_CANCELLED)]
+
+
+def test_what_does_not_decode_cannot_leave(pair: Pair) -> None:
+    source, target = pair
+    target.handle(Reserve(item(6, _PROMPT, Sampling(24)), tuple(_PROMPT)))
+    there = Record()
+    while not there.reserved:
+        there.add(target.step())
+    source.handle(Prefill(item(6, _PROMPT, Sampling(3)), tuple(_PROMPT), None))
+    source.handle(Migrate(6, there.reserved[6].ticket))
+    source.handle(Migrate(7, there.reserved[6].ticket))  # nobody knows of it any more
+    record, stayed = Record(), []
+    while not record.ended:
+        events = source.step()
+        stayed += events.stayed
+        record.add(events)
+    assert [(one.key, one.reason) for one in stayed] == [(6, REASON_OUT_OF_CAPACITY)]
+    assert record.reason(6) == REASON_LENGTH
 
 
 def test_what_was_taken_is_said_before_the_credits_count_it(pair: Pair) -> None:

@@ -30,13 +30,19 @@ class Reference:
     expected: list[list[int]]
 
 
-def write_checkpoint(folder: Path, shape: Shape, lengths: tuple[int, ...], seed: int) -> Reference:
+def write_checkpoint(
+    folder: Path,
+    shape: Shape,
+    lengths: tuple[int, ...],
+    seed: int,
+    max_tokens: int = MAX_TOKENS,
+) -> Reference:
     """A random model and prompts of the given lengths, some of which share a prefix."""
     model = write_drafting(folder, shape, seed)
     rng = random.Random(seed)
     base = [rng.randrange(shape.vocab_size) for _ in range(max(lengths))]
     prompts = [base[:length] for length in lengths]
-    expected = [reference_greedy(model, prompt, MAX_TOKENS) for prompt in prompts]
+    expected = [reference_greedy(model, prompt, max_tokens) for prompt in prompts]
     return Reference(folder, prompts, expected)
 
 

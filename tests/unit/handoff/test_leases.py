@@ -31,6 +31,7 @@ from workers.handoff.messages import (
     Open,
     PairArrived,
     Push,
+    Pushed,
     Tell,
     WriteEnded,
     WriteFailed,
@@ -171,6 +172,28 @@ def test_a_hand_off_that_goes_well_ends_on_both_sides(wire: Wire) -> None:
     assert isinstance(wire.to_decode_ranks[-1], Forget)
     assert not wire.sender.busy
     assert not wire.receiver.busy
+
+
+def test_a_state_that_grows_leaves_when_all_before_it_is_written(wire: Wire) -> None:
+    ticket = wire.receiver.reserve(HANDLE, (3, 1, 2), 0, TOKENS, 0.0, growth_tokens=4)
+    assert (ticket.tokens, ticket.growth_tokens) == (TOKENS, 4)
+    wire.sender.open(HANDLE, ticket, (0, 1, 2), 0, TOKENS, 0.0)
+    wire.sender.advance(HANDLE, 6)
+    assert not wire.sender.caught_up(HANDLE), "nothing is granted yet"
+    wire.receiver.rank_said(Expecting(0, wire.number), 0.0)
+    wire.deliver(0.0)
+    assert not wire.sender.caught_up(HANDLE), "a block is on its way"
+    wire.sender.rank_said(Pushed(0, wire.transfer, 4))
+    assert wire.sender.caught_up(HANDLE)
+    wire.sender.advance(HANDLE, 8)
+    assert not wire.sender.caught_up(HANDLE), "another one is"
+    wire.sender.finish(HANDLE, 77, 1.0, 8, (75, 77))
+    finish = Finish(wire.transfer, 8, 8, 77, (75, 77))
+    assert wire.to_prefill_ranks[-1] == finish
+    layout = LAYOUT.to_proto().SerializeToString()
+    arrived = PairArrived(0, wire.number, wire.transfer, 0, layout, 8, 77, (75, 77))
+    wire.receiver.rank_said(arrived, 2.0)
+    assert wire.receiver.take(2.0) == [Arrival(HANDLE, 8, 77, (75, 77))]
 
 
 def test_memory_that_nobody_claimed_is_free_at_once_and_later_claims_are_denied(

@@ -225,6 +225,46 @@ def test_expecting_state_clears_what_lies_after_its_last_token() -> None:
         assert store.tensors.kv[[0, 2]].eq(1).all()
 
 
+def test_where_a_state_may_grow_all_that_may_stay_unused_is_cleared() -> None:
+    store = StateStore(SMALL, blocks=4, slots=2)
+    store.tensors.kv.fill_(1)
+    RankReceiver(store, LAYOUT, 0, MODEL).expect(Expect(77, BLOCKS, SLOT, 11, growth_tokens=5))
+    first, second, third = (store.tensors.kv[block] for block in BLOCKS)
+    assert first.eq(1).all()
+    assert second[:, :, :, :2].eq(1).all()
+    assert second[:, :, :, 2:].eq(0).all()
+    assert third.eq(0).all()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "made", "problem"),
+    [
+        (9, (4, 5, 6), ""),
+        (6, (), ""),
+        (11, (1, 2, 3, 4, 5), ""),
+        (5, (), "tokens: expected 6 to 11, found 5"),
+        (12, (1, 2, 3, 4, 5, 6), "extent: expected "),
+        (9, (5, 6), "made_token_ids: expected 3, found 2"),
+        (9, (), "made_token_ids: expected 3, found 0"),
+    ],
+)
+def test_a_state_that_grew_says_which_tokens_were_made(
+    store: StateStore, tokens: int, made: tuple[int, ...], problem: str
+) -> None:
+    receiver = RankReceiver(store, LAYOUT, 0, MODEL)
+    receiver.expect(Expect(77, BLOCKS, SLOT, 11, growth_tokens=5))
+    manifest = _manifest(store, Extent.whole(LAYOUT, tokens))
+    manifest.tokens = tokens
+    manifest.made_token_ids.extend(made)
+    (event,) = receiver.accept(manifest, "decode-1")
+    if problem:
+        assert isinstance(event, PairRefused)
+        assert problem in event.detail
+    else:
+        layout = LAYOUT.to_proto().SerializeToString()
+        assert event == PairArrived(0, 77, 5, 0, layout, tokens, 6, made)
+
+
 @given(st.binary(max_size=60))
 def test_random_bytes_are_no_message(payload: bytes) -> None:
     assert from_notification(b"\0" + payload) is None

@@ -55,6 +55,12 @@ class Bench:
         self.feed(WorkerJoined(worker, role, version))
         self.feed(CreditsChanged(worker, slots, 100, 100))
 
+    def join_instructions(self, worker: str) -> list[Instruction]:
+        """As `join`, for those who want to know what comes of it."""
+        role: Role = "prefill" if worker.startswith("p") else "decode"
+        out = self.feed(WorkerJoined(worker, role, "v"))
+        return out + self.feed(CreditsChanged(worker, 2, 100, 100))
+
     def feed(self, event: Event, after_s: float = 0.0) -> list[Instruction]:
         self.now_s += after_s
         return self.core.handle(event, self.now_s)

@@ -18,12 +18,14 @@ from router.core.events import (
     Reserved,
     Role,
     StateArrived,
+    Stayed,
     TokensArrived,
 )
 from router.core.instructions import (
     SendCancel,
     SendDrain,
     SendFlip,
+    SendMigrate,
     SendPrefill,
     SendRenew,
     SendReserve,
@@ -31,29 +33,34 @@ from router.core.instructions import (
 )
 
 SLOTS = 3
-TOKENS = 40
+TOKENS = 60
 PROMPT_TOKENS = 4
 
 
 @dataclass
 class Job:
-    """What a worker holds for one handle; it has `sent` tokens of the answer, or was given them."""
+    """What a worker holds for one handle; it has `sent` tokens of the answer, or was given them.
+
+    One that `moves` is to go where that ticket says.
+    """
 
     request_id: str
     kind: str  # reserve | handoff | local
     sent: int
     stage: str = "new"
+    growth: int = 0
+    moves: HandoffTicket | None = None
 
 
 @dataclass
 class ScriptedWorker:
-    """Tokens are numbered, so token i of every answer is i. `written` is shared by all workers:
-    handles whose state has reached decode."""
+    """Tokens are numbered, so token i of every answer is i. `written` is shared by all workers: by
+    handle whose state has reached decode, how many tokens of the answer came with it."""
 
     worker_id: str
     role: Role
     max_tokens: Mapping[str, int]
-    written: set[int]
+    written: dict[int, int]
     feed: Callable[[Event], None]
     jobs: dict[int, Job] = field(default_factory=dict)
     commands: list[WorkerInstruction] = field(default_factory=list)
@@ -94,11 +101,14 @@ class ScriptedWorker:
             case SendCancel(_, handle):
                 if self.jobs.pop(handle, None) is not None:
                     self.feed(Ended(self.worker_id, handle, common_pb2.REASON_CANCELLED))
-            case SendReserve(_, handle, request_id, generated):
-                self._accept(handle, Job(request_id, "reserve", len(generated)), generated)
+            case SendReserve(_, handle, request_id, generated, growth):
+                job = Job(request_id, "reserve", len(generated), growth=growth)
+                self._accept(handle, job, generated)
             case SendPrefill(_, handle, request_id, ticket, generated):
                 kind = "local" if ticket is None else "handoff"
                 self._accept(handle, Job(request_id, kind, len(generated)), generated)
+            case SendMigrate(_, handle, ticket):
+                self._migrate(handle, ticket)
             case SendDrain(_, resume):
                 self.draining = self.asked = not resume
                 self.feed(self.credits())
@@ -129,13 +139,18 @@ class ScriptedWorker:
         limit = self.max_tokens[job.request_id]
         if job.kind == "reserve" and job.stage == "new":
             job.stage = "reserved"
-            self.feed(Reserved(name, handle, HandoffTicket(reservation=handle), 0.05))
+            ticket = HandoffTicket(reservation=handle, tokens=job.sent + job.growth)
+            self.feed(Reserved(name, handle, ticket, 0.05))
         elif job.kind == "reserve" and job.stage == "reserved":
             if handle in self.written:
-                job.stage, job.sent = "decoding", max(job.sent, 1)
-                self.feed(StateArrived(name, handle))
+                job.stage, job.sent = "decoding", max(job.sent, self.written[handle])
+                self.feed(StateArrived(name, handle, job.sent))
         elif job.kind == "handoff":
             self._hand_off(handle, job, limit)
+        elif job.moves is not None and (
+            count == 1 or job.stage == "left" or job.sent >= job.moves.tokens
+        ):
+            self._move(handle, job, job.moves)
         elif job.sent < limit:
             count = min(count, limit - job.sent)
             ids = list(range(job.sent, job.sent + count))
@@ -145,6 +160,33 @@ class ScriptedWorker:
             del self.jobs[handle]
             self.feed(Ended(name, handle, common_pb2.REASON_LENGTH))
 
+    def _migrate(self, handle: int, ticket: HandoffTicket | None) -> None:
+        job = self.jobs.get(handle)
+        if job is None or job.stage == "left":
+            return
+        before, job.moves = job.moves, ticket
+        if ticket is None and before is not None:
+            self.feed(Stayed(self.worker_id, handle, common_pb2.REASON_CANCELLED, "scripted"))
+        elif ticket is not None and job.sent > ticket.tokens:
+            job.moves = None
+            reason = common_pb2.REASON_OUT_OF_CAPACITY
+            self.feed(Stayed(self.worker_id, handle, reason, "scripted"))
+
+    def _move(self, handle: int, job: Job, ticket: HandoffTicket) -> None:
+        """Its state is written first and said to be later: the target may be quicker."""
+        if job.stage == "left":
+            del self.jobs[handle]
+            report = HandoffReport(kv_bytes=100, transfer_ms=1.0)
+            reason = common_pb2.REASON_MIGRATED
+            self.feed(Ended(self.worker_id, handle, reason, handoff=report))
+        elif (job.sent + handle) % 5 == 0:
+            job.moves = None
+            reason = common_pb2.REASON_TRANSFER_FAILED
+            self.feed(Stayed(self.worker_id, handle, reason, "scripted"))
+        else:
+            job.stage = "left"
+            self.written[ticket.reservation] = job.sent
+
     def _hand_off(self, handle: int, job: Job, limit: int) -> None:
         """The first token may come before or after the state is written: decode may be quicker."""
         name = self.worker_id
@@ -153,7 +195,7 @@ class ScriptedWorker:
                 if not job.sent:
                     self.feed(TokensArrived(name, [handle], [0], [1], [0]))
             elif limit > 1:
-                self.written.add(handle)
+                self.written[handle] = 1
             job.stage = "half" if job.stage == "new" else "done"
             return
         del self.jobs[handle]

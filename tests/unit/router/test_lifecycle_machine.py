@@ -35,12 +35,13 @@ from router.core.events import (
     Role,
     ShutDown,
     StateArrived,
+    Stayed,
     Tick,
     TokensArrived,
     WorkerJoined,
     WorkerLost,
 )
-from router.core.instructions import Deliver, Finish
+from router.core.instructions import Deliver, Finish, SendMigrate, SendRenew
 from router.core.lifecycle import Lifecycle
 from router.core.policy import ClassPolicy, Policy, TenantPolicy
 from router.core.prefixes import PrefixKeys
@@ -53,10 +54,11 @@ _POLICY = Policy(
     queue_limit=9,
     patience=2.0,
     local_prefill_tokens=2,
+    migration_least_tokens=1,
     orphan_grace_s=5.0,
     index_entries=8,
 )
-_REFUSALS = [
+REFUSALS = [
     common_pb2.REASON_OUT_OF_CAPACITY,
     common_pb2.REASON_ENGINE_ERROR,
     common_pb2.REASON_DRAINING,
@@ -89,7 +91,7 @@ class RouterMachine(RuleBasedStateMachine):
         self.delivered: dict[str, list[int]] = defaultdict(list)
         self.finished: dict[str, Finish] = {}
         self.commands_seen: set[tuple[str, int, str]] = set()
-        self.written: set[int] = set()
+        self.written: dict[int, int] = {}
         self.log = [header_line(_POLICY, 1)]
 
     def feed(self, event: Event) -> None:
@@ -107,7 +109,7 @@ class RouterMachine(RuleBasedStateMachine):
                 case _:
                     assert out.worker_id in self.workers
                     handle = getattr(out, "handle", None)
-                    if handle is not None and type(out).__name__ != "SendRenew":
+                    if handle is not None and not isinstance(out, SendRenew | SendMigrate):
                         key = (out.worker_id, handle, type(out).__name__)
                         assert key not in self.commands_seen
                         self.commands_seen.add(key)
@@ -251,6 +253,7 @@ class RouterMachine(RuleBasedStateMachine):
             PrefillDone(worker.worker_id, handle),
             Ended(worker.worker_id, handle, common_pb2.REASON_LENGTH),
             TokensArrived(worker.worker_id, [handle], [0], [1], [7]),
+            Stayed(worker.worker_id, handle, common_pb2.REASON_CANCELLED),
         ]
         self.feed(data.draw(st.sampled_from(events)))
 
@@ -260,7 +263,7 @@ class RouterMachine(RuleBasedStateMachine):
         busy = [w for w in self.workers.values() if w.commands]
         worker = data.draw(st.sampled_from(sorted(busy, key=lambda w: w.worker_id)))
         if refuse:
-            worker.refuse(data.draw(st.sampled_from(_REFUSALS)))
+            worker.refuse(data.draw(st.sampled_from(REFUSALS)))
         else:
             worker.take_command()
 
@@ -273,7 +276,7 @@ class RouterMachine(RuleBasedStateMachine):
         worker = data.draw(st.sampled_from(sorted(busy, key=lambda w: w.worker_id)))
         handle = data.draw(st.sampled_from(sorted(worker.jobs)))
         del worker.jobs[handle]
-        reason = data.draw(st.sampled_from(_REFUSALS))
+        reason = data.draw(st.sampled_from(REFUSALS))
         self.feed(Ended(worker.worker_id, handle, reason, "scripted"))
 
     @precondition(lambda self: self.workers)

@@ -17,8 +17,9 @@ from orchestrator.simulator.prefixes import TRACE_BLOCK_TOKENS
 from orchestrator.simulator.scenario import Moment, read_scenario
 from orchestrator.simulator.simulation import Outcome, Settings, Simulation
 from orchestrator.simulator.trace import TraceRequest, read_trace
+from protos.tandem.v1 import common_pb2
 from router.core.event_log import event_line, header_line, replay
-from router.core.events import Role
+from router.core.events import Drained, Ended, Event, Role
 from router.core.policy import ClassPolicy, Policy
 from tests.unit.simulator.clusters import cluster, kind, traffic
 
@@ -117,6 +118,33 @@ def test_a_worker_without_gpus_is_pending_until_nodes_come() -> None:
     assert max(pending) == pytest.approx(4.0, abs=0.2)
     assert served(outcome, "decode")[-1][1] == 4
     assert served(outcome, "decode")[-1][0] == pytest.approx(7.0, abs=0.2)
+
+
+@pytest.mark.parametrize("every_token", [False, True])
+def test_a_drained_decode_worker_is_empty_long_before_its_answers_end(every_token: bool) -> None:
+    events: list[tuple[float, Event]] = []
+    trace = [TraceRequest(0.1 * number, 200, 600) for number in range(6)]
+    scenario = [Moment(1.0, "drain", worker="decode-0")]
+    settings = replace(AUDITED, every_token=every_token)
+    simulation = Simulation(
+        cluster(),
+        trace,
+        scenario,
+        settings,
+        watch=lambda event, at_s, _: events.append((at_s, event)),
+    )
+    outcome = simulation.run()
+    assert list(outcome.requests.tokens) == [600] * 6
+    assert not outcome.requests.retries
+    (empty_s,) = [at_s for at_s, event in events if isinstance(event, Drained)]
+    moved = [
+        event.worker_id
+        for _, event in events
+        if isinstance(event, Ended) and event.reason == common_pb2.REASON_MIGRATED
+    ]
+    assert set(moved) == {"decode-0"}
+    assert empty_s < 1.2
+    assert min(outcome.requests.total_ms) > 2000.0
 
 
 def test_a_flipped_worker_works_in_its_other_role_and_is_not_replaced() -> None:

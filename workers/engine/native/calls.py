@@ -70,6 +70,22 @@ class VerifyCall:
 
 
 @dataclass(frozen=True, slots=True)
+class SettleCall:
+    """Make the state of one request whole, so that it can leave: fold in what is pending.
+
+    Attributes:
+        slot: of the request.
+        pending: as in `VerifyCall`.
+        hidden: [1, d], of the last position, from which the next draft begins; [0, 0] without
+            drafts.
+    """
+
+    slot: int
+    pending: int
+    hidden: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class CopyCall:
     """Copy committed state from slot to slot and, unless -1, from block to block."""
 
@@ -92,5 +108,5 @@ class CopyCall:
         return CopyPlan(self.source_slot, self.target_slot, source, target)
 
 
-Call = ReadCall | DraftCall | VerifyCall | CopyCall
-CALLS: tuple[type[Call], ...] = (ReadCall, DraftCall, VerifyCall, CopyCall)
+Call = ReadCall | DraftCall | VerifyCall | SettleCall | CopyCall
+CALLS: tuple[type[Call], ...] = (ReadCall, DraftCall, VerifyCall, SettleCall, CopyCall)

@@ -10,10 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from protos.tandem.v1.common_pb2 import REASON_DRAINING
-from workers.engine.commands import Cancel, Command, Drain, Prefill, Renew, Reserve, WorkItem
+from workers.engine.commands import (
+    Cancel,
+    Command,
+    Drain,
+    Migrate,
+    Prefill,
+    Renew,
+    Reserve,
+    WorkItem,
+)
 from workers.engine.events import Credits, PrefillDone, StepEvents, TokenRow
 from workers.engine.load import LoadMeter
 from workers.engine.native.decoder import Decoder
+from workers.engine.native.departures import Departures
 from workers.engine.native.handoffs import RequestHandoffs
 from workers.engine.native.requests import Requests
 from workers.engine.native.runner import ModelRunner
@@ -42,6 +52,7 @@ class NativeEngine:
         memory: StateMemory,
         requests: Requests,
         handoffs: RequestHandoffs,
+        departures: Departures,
         load: LoadMeter,
         clock_s: Callable[[], float],
         checkpoint_tokens: int,
@@ -53,6 +64,7 @@ class NativeEngine:
         self._memory = memory
         self._requests = requests
         self._handoffs = handoffs
+        self._departures = departures
         self._load = load
         self._clock_s = clock_s
         self._checkpoint_tokens = checkpoint_tokens
@@ -88,10 +100,10 @@ class NativeEngine:
     def handle(self, command: Command) -> None:
         """Apply one command; what comes of it is in the events of the next step."""
         match command:
-            case Reserve(item=item, token_ids=token_ids):
+            case Reserve(item=item, token_ids=token_ids, growth_tokens=growth_tokens):
                 sequence = self._accept(item, token_ids)
                 if sequence is not None:
-                    self._handoffs.reserve(sequence)
+                    self._handoffs.reserve(sequence, growth_tokens)
             case Prefill(item=item, token_ids=token_ids, ticket=ticket):
                 sequence = self._accept(item, token_ids)
                 if sequence is not None:
@@ -103,6 +115,10 @@ class NativeEngine:
                     self._handoffs.end(sequence, reason)
             case Renew(key):
                 self._handoffs.renew(key)
+            case Migrate(key, ticket):
+                sequence = self._requests.get(key)
+                if sequence is not None:
+                    self._departures.order(sequence, ticket)
             case Drain(resume):
                 self._draining = self._asked_to_drain = not resume
 
@@ -110,6 +126,7 @@ class NativeEngine:
         """Advance every request once and return what happened since the last step."""
         for sequence in self._handoffs.poll():
             self._begin_decoding(sequence)
+        self._departures.advance()
         rows, draft_tokens = self._decoder.rows()
         for sequence, tokens, hit in self._scheduler.chunks(len(rows) * (draft_tokens + 1)):
             began_s, before = self._clock_s(), sequence.context_tokens

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from protos.tandem.v1.common_pb2 import REASON_OUT_OF_CAPACITY, ReasonCode
 from workers.engine.events import PrefillDone, Reserved, StateArrived
 from workers.engine.load import LoadMeter
+from workers.engine.native.departures import Departures
 from workers.engine.native.requests import Requests
 from workers.engine.native.scheduler import Scheduler
 from workers.engine.native.sequence import Sequence, Stage
@@ -31,9 +32,11 @@ class RequestHandoffs:
         scheduler: Scheduler,
         memory: StateMemory,
         load: LoadMeter,
+        departures: Departures,
         clock_s: Callable[[], float],
     ) -> None:
         self._handoffs = handoffs
+        self._departures = departures
         self._requests = requests
         self._scheduler = scheduler
         self._memory = memory
@@ -45,17 +48,18 @@ class RequestHandoffs:
         """Whether anything is under way, or memory waits for a writer that is gone."""
         return self._handoffs.busy
 
-    def reserve(self, sequence: Sequence) -> None:
+    def reserve(self, sequence: Sequence, growth_tokens: int = 0) -> None:
         """Set memory aside for the state of a request and make a ticket for it."""
         item, receiver = sequence.item, self._handoffs.receiver
+        tokens = sequence.unread_tokens + growth_tokens
         try:
-            holding = self._memory.allocate(item.key, sequence.unread_tokens, leased=True)
+            holding = self._memory.allocate(item.key, tokens, leased=True)
         except OutOfMemory as error:
             self._requests.refuse(item, REASON_OUT_OF_CAPACITY, str(error))
             return
         sequence.stage = Stage.RESERVED
         ticket = receiver.reserve(
-            item.key, holding.blocks, holding.slot, sequence.unread_tokens, self._clock_s()
+            item.key, holding.blocks, holding.slot, tokens, self._clock_s(), growth_tokens
         )
         self._requests.events.reserved.append(Reserved(item.key, ticket, receiver.lease_s))
 
@@ -116,7 +120,10 @@ class RequestHandoffs:
                 case SendFailed(key, reason, detail):
                     sequence = self._requests[key]
                     sequence.handing_off = False
-                    self._requests.end(sequence, *(sequence.ending or (reason, detail)))
+                    if sequence.leaving and sequence.ending is None:
+                        self._departures.failed(sequence, reason, detail)
+                    else:
+                        self._requests.end(sequence, *(sequence.ending or (reason, detail)))
         return arrived
 
     def close(self) -> None:
@@ -126,11 +133,13 @@ class RequestHandoffs:
     def _arrived(self, outcome: Arrival) -> Sequence:
         sequence = self._requests[outcome.handle]
         self._memory.settle(outcome.handle)
-        self._requests.events.state_arrived.append(StateArrived(outcome.handle))
         sequence.context_tokens = outcome.tokens
-        # Token 0 came to the client from prefill; here it only has to be fed.
-        if not sequence.output:
-            sequence.sampling.append(outcome.first_token_id)
+        # Token 0 came to the client from prefill; here it only has to be fed. So did those that
+        # another decode worker has made since the reservation.
+        for token_id in outcome.made if sequence.output else (outcome.first_token_id,):
+            sequence.sampling.append(token_id)
+        arrived = StateArrived(outcome.handle, len(sequence.output))
+        self._requests.events.state_arrived.append(arrived)
         return sequence
 
     def _sent(self, outcome: Sent) -> None:
@@ -142,6 +151,9 @@ class RequestHandoffs:
         self._load.sent(
             self._load.state_bytes(sequence.context_tokens), report.transfer_ms / 1000.0
         )
+        if sequence.leaving:
+            self._departures.sent(sequence, report)
+            return
         if sequence.span is not None:
             sequence.span.end(
                 {

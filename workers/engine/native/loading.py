@@ -12,6 +12,7 @@ from pathlib import Path
 from workers.config import WorkerConfig
 from workers.engine.load import LoadMeter
 from workers.engine.native.decoder import Decoder
+from workers.engine.native.departures import Departures
 from workers.engine.native.draft_length import MOST_DRAFT_TOKENS, DraftLength
 from workers.engine.native.engine import NativeEngine
 from workers.engine.native.handoffs import RequestHandoffs
@@ -130,13 +131,20 @@ def _engine(
     lengths = DraftLength(most, forced)
     requests = Requests(scheduler, memory, grammars, tracing, lengths.most)
     load = _load_meter(layout.geometry)
+    decoder = Decoder(runner, scheduler, lengths, time.monotonic)
+    departures = Departures(
+        handoffs.sender, requests, scheduler, memory, runner, decoder, time.monotonic
+    )
     engine = NativeEngine(
         runner=runner,
-        decoder=Decoder(runner, scheduler, lengths, time.monotonic),
+        decoder=decoder,
         scheduler=scheduler,
         memory=memory,
         requests=requests,
-        handoffs=RequestHandoffs(handoffs, requests, scheduler, memory, load, time.monotonic),
+        handoffs=RequestHandoffs(
+            handoffs, requests, scheduler, memory, load, departures, time.monotonic
+        ),
+        departures=departures,
         load=load,
         clock_s=time.monotonic,
         checkpoint_tokens=config.checkpoint_tokens,

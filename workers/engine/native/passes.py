@@ -11,7 +11,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from workers.engine.native.calls import Call, CopyCall, DraftCall, ReadCall, VerifyCall
+from workers.engine.native.calls import (
+    Call,
+    CopyCall,
+    DraftCall,
+    ReadCall,
+    SettleCall,
+    VerifyCall,
+)
 from workers.model.hybrid import HybridModel
 from workers.state.store import StateStore
 
@@ -52,6 +59,8 @@ class ModelPasses:
                 self.draft(call)
             case VerifyCall():
                 self.verify(call)
+            case SettleCall():
+                self.settle(call)
             case CopyCall():
                 self.copy(call)
 
@@ -121,6 +130,16 @@ class ModelPasses:
             pending=call.pending.to(self._device),
         )
         return hidden, self._model.logits(hidden)
+
+    @torch.inference_mode()
+    def settle(self, call: SettleCall) -> None:
+        """Make the state of one request whole."""
+        self._tell(call)
+        slots = torch.tensor([call.slot], device=self._device)
+        pending = torch.tensor([call.pending], device=self._device)
+        self._model.commit(self.store.tensors, slots=slots, pending=pending)
+        if len(call.hidden):
+            self.store.draft_hidden[call.slot].copy_(call.hidden[0])
 
     @torch.inference_mode()
     def copy(self, call: CopyCall) -> None:

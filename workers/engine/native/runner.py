@@ -7,7 +7,7 @@ from collections.abc import Sequence as ListOf
 import torch
 from torch import Tensor
 
-from workers.engine.native.calls import CopyCall, DraftCall, ReadCall, VerifyCall
+from workers.engine.native.calls import CopyCall, DraftCall, ReadCall, SettleCall, VerifyCall
 from workers.engine.native.passes import ModelPasses
 from workers.engine.native.sequence import Sequence
 from workers.state.memory import CopyPlan, StateMemory
@@ -86,6 +86,32 @@ class ModelRunner:
             row.undrafted = None
         columns: list[list[int]] = drafts.tolist()
         return columns
+
+    def settle(self, sequence: Sequence) -> None:
+        """Make the state of a request whole where it lies, as if its last token had been read.
+
+        Nothing is pending then, and the MTP block has seen all positions but the last, whose
+        hidden state is in the slot (see `carried_hidden`).
+        """
+        hidden = sequence.undrafted
+        if hidden is None:
+            hidden = torch.empty(0, 0)
+        elif (unseen := len(hidden) - 1) > 0:
+            first = sequence.context_tokens - len(hidden)
+            next_ids = sequence.tokens_from(first + 1)[:unseen]
+            self._passes.draft(
+                DraftCall(
+                    next_token_ids=torch.tensor([next_ids]),
+                    hidden=hidden[None, :-1],
+                    block_tables=self._tables([sequence]),
+                    context_lens=torch.tensor([first]),
+                    counts=torch.tensor([unseen]),
+                    draft_tokens=1,
+                )
+            )
+        slot = self.slot(sequence)
+        self._passes.settle(SettleCall(slot, sequence.pending, hidden[-1:]))
+        sequence.pending, sequence.undrafted = 0, None
 
     def verify(
         self, rows: ListOf[Sequence], drafts: ListOf[ListOf[int]], width: int

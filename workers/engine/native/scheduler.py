@@ -110,7 +110,8 @@ class Scheduler:
             except OutOfMemory:
                 # What is being handed off may be read by the network.
                 reading = (row for row in self._prefilling if not row.handing_off)
-                victim = max([*self._decoding.values(), *reading], key=lambda row: row.urgency)
+                writing = (row for row in self._decoding.values() if not row.handing_off)
+                victim = max([*writing, *reading], key=lambda row: row.urgency)
                 self.preempt(victim)
                 if victim is sequence:
                     return False

@@ -80,6 +80,7 @@ class Sequence:
     prefill_started_s: float | None = None
     prefill_ms: float = 0.0
     handing_off: bool = False  # the network may read its memory
+    leaving: bool = False  # and it decodes, or did until its state was all that was left to send
     # How it ends when an aborted hand-off lets go.
     ending: tuple[ReasonCode.ValueType, str] | None = None
     span: OpenSpan | None = None

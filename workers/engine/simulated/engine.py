@@ -15,11 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from protos.tandem.v1.common_pb2 import (
+    REASON_CANCELLED,
     REASON_DRAINING,
-    REASON_INVALID_ARGUMENT,
     REASON_LEASE_EXPIRED,
     REASON_LENGTH,
     REASON_MANIFEST_MISMATCH,
+    REASON_MIGRATED,
     REASON_OUT_OF_CAPACITY,
     REASON_STOP_TOKEN,
     ReasonCode,
@@ -30,6 +31,7 @@ from workers.engine.commands import (
     Cancel,
     Command,
     Drain,
+    Migrate,
     Prefill,
     Renew,
     Reserve,
@@ -41,10 +43,12 @@ from workers.engine.events import (
     PrefillDone,
     Reserved,
     StateArrived,
+    Stayed,
     StepEvents,
     TokenRow,
 )
 from workers.engine.load import LoadMeter
+from workers.engine.simulated.limits import Limits, problem_with
 from workers.engine.simulated.prefixes import Prefixes
 from workers.engine.simulated.sequence import Sequence, Stage
 from workers.engine.simulated.text import chosen, context_of, extended, next_token
@@ -54,17 +58,6 @@ from workers.engine.simulated.times import StepTimes
 _LEAST_PREFILL_SHARE = 0.25
 # How often routers hear of a load that merely went up or down; as from the native one.
 _LOAD_NEWS_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one simulated worker can take."""
-
-    max_requests: int
-    kv_tokens: int
-    step_tokens: int
-    vocab_size: int
-    lease_s: float  # a reservation whose state does not come in time is given up
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +148,8 @@ class SimulatedEngine:
     def handle(self, command: Command) -> None:
         """Apply one command; what comes of it is in the events of the next step."""
         match command:
-            case Reserve(item, token_ids):
-                self._reserve(item, token_ids)
+            case Reserve(item, token_ids, growth_tokens):
+                self._reserve(item, token_ids, growth_tokens)
             case Prefill(item, token_ids, ticket):
                 sequence = self._accept(item, token_ids)
                 if sequence is not None:
@@ -169,6 +162,9 @@ class SimulatedEngine:
                     self._end(sequence, reason)
             case Renew(key):
                 self._renew(key)
+            case Migrate(key, ticket):
+                if key in self._sequences:
+                    self._migrate(self._sequences[key], ticket)
             case Drain(resume):
                 self._draining = self._asked_to_drain = not resume
                 self._ordered = True
@@ -180,18 +176,21 @@ class SimulatedEngine:
         if sequence is None:
             return  # cancelled or given up while it was on its way
         identity = self._identity
-        sent = (manifest.model_fingerprint, manifest.epoch, manifest.tokens)
+        made = manifest.made_token_ids
+        sent = (manifest.model_fingerprint, manifest.epoch, manifest.tokens - len(made))
         wanted = (identity.model_fingerprint, identity.epoch, sequence.state_tokens)
         if sent != wanted:
             detail = f"state of (model, epoch, tokens) {sent} came for a reservation of {wanted}"
             self._end(sequence, REASON_MANIFEST_MISMATCH, detail)
             return
         del self._reservations[manifest.reservation]
-        self._events.state_arrived.append(StateArrived(sequence.key))
-        # Token 0 came to the client from prefill; here it only has to be fed.
-        if not sequence.made_tokens:
-            sequence.context = extended(sequence.context, manifest.first_token_id)
-            sequence.made_tokens = 1
+        # Token 0 came to the client from prefill; here it only has to be fed. So did those that
+        # another decode worker has made since the reservation.
+        for token_id in made if sequence.made_tokens else (manifest.first_token_id,):
+            sequence.context = extended(sequence.context, token_id)
+            sequence.last_token_id = token_id
+            sequence.made_tokens += 1
+        self._events.state_arrived.append(StateArrived(sequence.key, sequence.made_tokens))
         self._decode(sequence)
 
     def step(self) -> StepEvents:
@@ -221,30 +220,12 @@ class SimulatedEngine:
     def _accept(self, item: WorkItem, token_ids: tuple[int, ...]) -> Sequence | None:
         """Take a request in, or say why not."""
         self._events.taken.append(item.key)
-        sampling, limits = item.sampling, self._limits
+        limits = self._limits
         generated = token_ids[len(token_ids) - item.generated_tokens :]
         prompt = token_ids[: len(token_ids) - item.generated_tokens]
-        needed = len(prompt) + sampling.max_tokens
-        problem: tuple[ReasonCode.ValueType, str] | None = None
+        problem = problem_with(item, prompt, generated, len(self._sequences), limits)
         if self._draining:
             problem = REASON_DRAINING, "the worker takes no more work"
-        elif not prompt or sampling.max_tokens < max(len(generated), 1):
-            problem = REASON_INVALID_ARGUMENT, "a request needs prompt tokens and room to answer"
-        elif sampling.grammar is not None:
-            problem = REASON_INVALID_ARGUMENT, "the simulated engine follows no grammar"
-        elif len(self._sequences) >= limits.max_requests:
-            most = limits.max_requests
-            problem = REASON_OUT_OF_CAPACITY, f"all {most} requests that it holds are running"
-        elif needed > limits.kv_tokens:
-            problem = (
-                REASON_OUT_OF_CAPACITY,
-                f"{needed} tokens needed, of {limits.kv_tokens} in all",
-            )
-        elif generated and generated[-1] in sampling.stop_token_ids:
-            # Whoever made these tokens could not say any more that they were all.
-            problem = REASON_STOP_TOKEN, ""
-        elif len(generated) >= sampling.max_tokens:
-            problem = REASON_LENGTH, ""
         if problem is not None:
             self._events.ended.append(Ended(item.key, *problem))
             return None
@@ -254,7 +235,7 @@ class SimulatedEngine:
         self._sequences[item.key] = sequence
         return sequence
 
-    def _reserve(self, item: WorkItem, token_ids: tuple[int, ...]) -> None:
+    def _reserve(self, item: WorkItem, token_ids: tuple[int, ...], growth_tokens: int) -> None:
         sequence = self._accept(item, token_ids)
         if sequence is None:
             return
@@ -273,6 +254,8 @@ class SimulatedEngine:
             model_fingerprint=self._identity.model_fingerprint,
             epoch=self._identity.epoch,
             ranks=[RankTarget(agent_name=self._identity.address)],
+            tokens=sequence.state_tokens + growth_tokens,
+            growth_tokens=growth_tokens,
         )
         self._events.reserved.append(Reserved(item.key, ticket, self._limits.lease_s))
 
@@ -283,6 +266,38 @@ class SimulatedEngine:
             # Behind all others: the one whose lease ends first stays the first.
             del self._reservations[sequence.reservation]
             self._reservations[sequence.reservation] = sequence
+
+    def _migrate(self, sequence: Sequence, ticket: HandoffTicket | None) -> None:
+        """Let a request go on elsewhere: it decodes while what it has is sent, then it pauses."""
+        if ticket is None:
+            if sequence.leaving:
+                self._stay(sequence, REASON_CANCELLED, "the request is to stay")
+            return
+        tokens, known = sequence.decoded_tokens, ticket.tokens - ticket.growth_tokens
+        if sequence.stage is not Stage.DECODING or not known <= tokens <= ticket.tokens:
+            detail = f"it has {tokens} tokens decoded, not {known} to {ticket.tokens}"
+            self._stay(sequence, REASON_OUT_OF_CAPACITY, detail)
+            return
+        sequence.ticket, sequence.leaving = ticket, True
+        sequence.pause_s = self._clock_s() + self._times.transfer_s(tokens)
+
+    def _pause(self, sequence: Sequence, now_s: float) -> bool:
+        """Whether a request stops decoding here, and the last of its state is sent."""
+        ticket = sequence.ticket
+        assert ticket is not None
+        if now_s < sequence.pause_s and sequence.decoded_tokens < ticket.tokens:
+            return False
+        del self._decoding[sequence.key]
+        sequence.stage = Stage.SENDING
+        done_s = max(now_s, sequence.pause_s) + self._times.transfer_s(0)
+        heapq.heappush(self._transfers, (done_s, next(self._transfer_numbers), sequence))
+        return True
+
+    def _stay(self, sequence: Sequence, reason: ReasonCode.ValueType, detail: str) -> None:
+        sequence.leaving, sequence.ticket = False, None
+        self._events.stayed.append(Stayed(sequence.key, reason, detail))
+        if sequence.stage is Stage.SENDING:
+            self._decode(sequence)
 
     def _takes_memory(self, sequence: Sequence) -> bool:
         """Set aside all that a request may come to need, if that much is free."""
@@ -295,7 +310,11 @@ class SimulatedEngine:
 
     def _begin(self, begin_s: float) -> None:
         """Put a step together: every request that decodes, and prompts in what they leave."""
-        rows = list(self._decoding.values())
+        rows = [
+            row
+            for row in list(self._decoding.values())
+            if not row.leaving or not self._pause(row, begin_s)
+        ]
         step_tokens = self._limits.step_tokens
         budget = max(step_tokens - len(rows), int(step_tokens * _LEAST_PREFILL_SHARE))
         chunks: list[tuple[Sequence, int]] = []
@@ -364,6 +383,7 @@ class SimulatedEngine:
         token_id = next_token(sequence.context, sampling, vocab_size)
         sequence.context = extended(sequence.context, token_id)
         sequence.last_token_id = token_id
+        sequence.made_here.append(token_id)
         row = TokenRow(
             sequence.key, sequence.made_tokens, (chosen(token_id, sampling, vocab_size),)
         )
@@ -391,12 +411,17 @@ class SimulatedEngine:
     def _sent(self, sequence: Sequence) -> None:
         ticket, tokens = sequence.ticket, sequence.state_tokens
         assert ticket is not None
+        made: list[int] = []
+        if sequence.leaving:
+            tokens = sequence.decoded_tokens
+            made = sequence.made_since(ticket.tokens - ticket.growth_tokens)
         manifest = Manifest(
             reservation=ticket.reservation,
             model_fingerprint=self._identity.model_fingerprint,
             epoch=self._identity.epoch,
             tokens=tokens,
             first_token_id=sequence.last_token_id,
+            made_token_ids=made,
         )
         self._send(ticket.ranks[0].agent_name, manifest.SerializeToString())
         transfer_ms = self._times.transfer_s(tokens) * 1e3
@@ -408,16 +433,25 @@ class SimulatedEngine:
             transfer_ms=transfer_ms,
             handoff_ms=transfer_ms,
         )
+        if sequence.leaving:
+            self._end(sequence, REASON_MIGRATED, handoff=report)
+            return
         self._events.prefill_done.append(
             PrefillDone(sequence.key, sequence.prefill_ms, report, sequence.cached_tokens)
         )
         self._forget(sequence)
 
-    def _end(self, sequence: Sequence, reason: ReasonCode.ValueType, detail: str = "") -> None:
-        first = max(sequence.item.generated_tokens, 1)
-        steps = sequence.made_tokens - first if sequence.stage is Stage.DECODING else 0
+    def _end(
+        self,
+        sequence: Sequence,
+        reason: ReasonCode.ValueType,
+        detail: str = "",
+        handoff: HandoffReport | None = None,
+    ) -> None:
+        decoded = sequence.leaving or sequence.stage is Stage.DECODING
+        steps = sequence.decode_steps if decoded else 0
         speculation = SpeculationReport(steps=steps) if steps > 0 else None
-        self._events.ended.append(Ended(sequence.key, reason, detail, speculation))
+        self._events.ended.append(Ended(sequence.key, reason, detail, speculation, handoff))
         self._forget(sequence)
 
     def _forget(self, sequence: Sequence) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from workers.config import WorkerConfig
 from workers.engine.events import StepEvents
 from workers.engine.facts import EngineFacts
-from workers.engine.simulated.engine import Identity, Limits, SimulatedEngine
+from workers.engine.simulated.engine import Identity, SimulatedEngine
+from workers.engine.simulated.limits import Limits
 from workers.engine.simulated.loop import SimulatedLoop
 from workers.engine.simulated.notifications import Notifications
 from workers.engine.simulated.prefixes import Prefixes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from protos.tandem.v1.handoff_pb2 import HandoffTicket
 from workers.engine.commands import WorkItem
@@ -38,6 +38,9 @@ class Sequence:
     last_token_id: int = 0
     started_s: float | None = None
     prefill_ms: float = 0.0
+    made_here: list[int] = field(default_factory=list)  # the newest of the made tokens
+    leaving: bool = False  # it goes on where the ticket says
+    pause_s: float = 0.0  # when that begins, at the end of a step
 
     @property
     def key(self) -> int:
@@ -47,6 +50,21 @@ class Sequence:
     def state_tokens(self) -> int:
         """What the state holds before the next token can be made: all but the last of an answer."""
         return len(self.prompt) + max(self.item.generated_tokens - 1, 0)
+
+    @property
+    def decoded_tokens(self) -> int:
+        """What the state holds while it decodes."""
+        return len(self.prompt) + self.made_tokens - 1
+
+    @property
+    def decode_steps(self) -> int:
+        """Tokens that it made here, but for the one that ends reading a prompt."""
+        read_here = not self.item.generated_tokens and not self.reservation
+        return len(self.made_here) - read_here
+
+    def made_since(self, known_tokens: int) -> list[int]:
+        """Tokens of the answer that a state of so many tokens does not hold, but this one does."""
+        return self.made_here[len(self.made_here) - (self.decoded_tokens - known_tokens) :]
 
     @property
     def read_tokens(self) -> int:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from protos.tandem.v1.inference_pb2 import HandoffReport
 from workers.engine.commands import Command, Sampling, WorkItem
 from workers.engine.events import Ended, StepEvents
-from workers.engine.simulated.engine import Identity, Limits, SimulatedEngine
+from workers.engine.simulated.engine import Identity, SimulatedEngine
+from workers.engine.simulated.limits import Limits
 from workers.engine.simulated.prefixes import Prefixes
 from workers.engine.simulated.times import LinearTimes
 
