@@ -51,6 +51,8 @@ class WorkerConfig:
     collective_timeout_s: float = 60.0  # ranks that let others wait for longer are lost
     draft_tokens: int | Literal["auto"] = "auto"
     simulated: LinearTimes | NamedTimes = LinearTimes()  # noqa: RUF009 - frozen
+    vllm_args: tuple[str, ...] = ()  # as for `vllm serve`
+    interpreter: str = ""  # that runs the worker; empty: the one that starts it
     trace: TraceConfig = field(default_factory=TraceConfig)
 
     @property
@@ -78,6 +80,7 @@ class WorkerConfig:
             times = fields.get("simulated", {})
             nested = {
                 "simulated": (NamedTimes if "model" in times else LinearTimes)(**times),
+                "vllm_args": tuple(fields.get("vllm_args", ())),
                 "trace": TraceConfig(**fields.get("trace", {})),
             }
             return cls(**{**fields, **nested})

@@ -27,6 +27,7 @@ from pydantic_core import PydanticCustomError
 
 from orchestrator.spec.kubernetes import KubernetesSpec
 from orchestrator.spec.section import Section
+from workers.engine.vllm.flags import Sizes, argument_problems, layout_problems
 
 _LEAST_KEY_CHARACTERS = 16
 SHIPPED_MODEL = "workers/checkpoints/tandem-tiny"
@@ -140,10 +141,20 @@ class DecodeLayout(Section):
         return self
 
 
+class VllmSpec(Section):
+    """What only vLLM is told: the Python that has it, and arguments as for `vllm serve`."""
+
+    python: str = ""  # empty: Tandem's own
+    args: Annotated[list[Annotated[str, Field(max_length=4096)]], Field(max_length=128)] = Field(
+        default_factory=list
+    )
+
+
 class Pool(Section):
     """What the two pools have in common."""
 
     engine: Engine = "native"
+    vllm: VllmSpec = Field(default_factory=VllmSpec)
     workers: WorkerRange = Field(default_factory=WorkerRange)
     resources: Resources = Field(default_factory=Resources)
     kv_tokens: PositiveInt = 65536  # tokens of KV that one worker has memory for
@@ -304,11 +315,37 @@ class ClusterSpec(Section):
         return self
 
     @model_validator(mode="after")
-    def _simulated_together(self) -> ClusterSpec:
+    def _engines_understand_each_other(self) -> ClusterSpec:
         engines = {self.prefill.engine, self.decode.engine}
+        pair = (
+            f"prefill.engine {self.prefill.engine} cannot hand state to decode.engine "
+            f"{self.decode.engine}"
+        )
         if "simulated" in engines and len(engines) > 1:
+            raise ValueError(f"{pair}: a simulated engine has none; set both to simulated")
+        if "vllm" in engines and len(engines) > 1:
             raise ValueError(
-                f"prefill.engine {self.prefill.engine} cannot hand state to decode.engine "
-                f"{self.decode.engine}: a simulated engine has none; set both to simulated"
+                f"{pair}: vLLM lays state out in its own way and moves it with its own connector; "
+                "set both to vllm, or both to native"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _vllm_can_do_it(self) -> ClusterSpec:
+        if self.decode.engine != "vllm":
+            return self
+        layout, ranks = self.decode.layout, self.prefill.layout.ranks
+        problems = layout_problems(
+            "decode.layout", Sizes(layout.kvp, layout.tpa, layout.ep, layout.tpf)
+        )
+        # vLLM's connector maps ranks to ranks by a whole number, either way.
+        if max(ranks, layout.ranks) % min(ranks, layout.ranks):
+            problems.append(
+                f"prefill.layout.tp {ranks} and the {layout.ranks} ranks of decode.layout: vLLM's "
+                "NIXL connector wants one to be a multiple of the other"
+            )
+        for role, args in (("prefill", self.prefill.vllm.args), ("decode", self.decode.vllm.args)):
+            problems += argument_problems(f"{role}.vllm.args", args)
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
