@@ -27,10 +27,11 @@ from pydantic_core import PydanticCustomError
 
 from orchestrator.spec.kubernetes import KubernetesSpec
 from orchestrator.spec.section import Section
-from workers.engine.vllm.flags import Sizes, argument_problems, layout_problems
+from workers.engine.vllm.flags import OWN_FLAGS, Sizes, argument_problem, layout_problems
 
 _LEAST_KEY_CHARACTERS = 16
 SHIPPED_MODEL = "workers/checkpoints/tandem-tiny"
+OWN_VLLM_FLAGS = frozenset(OWN_FLAGS)
 
 Engine = Literal["native", "vllm", "simulated"]
 Dtype = Literal["float32", "bfloat16"]
@@ -141,13 +142,23 @@ class DecodeLayout(Section):
         return self
 
 
+def _check_vllm_argument(argument: str) -> str:
+    problem = argument_problem(argument)
+    if problem is not None:
+        raise ValueError(problem)
+    return argument
+
+
+VllmArgument = Annotated[
+    str, StringConstraints(max_length=1024), AfterValidator(_check_vllm_argument)
+]
+
+
 class VllmSpec(Section):
     """What only vLLM is told: the Python that has it, and arguments as for `vllm serve`."""
 
     python: str = ""  # empty: Tandem's own
-    args: Annotated[list[Annotated[str, Field(max_length=4096)]], Field(max_length=128)] = Field(
-        default_factory=list
-    )
+    args: Annotated[list[VllmArgument], Field(max_length=64)] = Field(default_factory=list)
 
 
 class Pool(Section):
@@ -316,36 +327,31 @@ class ClusterSpec(Section):
 
     @model_validator(mode="after")
     def _engines_understand_each_other(self) -> ClusterSpec:
-        engines = {self.prefill.engine, self.decode.engine}
-        pair = (
-            f"prefill.engine {self.prefill.engine} cannot hand state to decode.engine "
-            f"{self.decode.engine}"
+        prefill, decode = self.prefill.engine, self.decode.engine
+        if prefill == decode:
+            return self
+        why = "vLLM lays state out in its own way and moves it with its own connector"
+        if "simulated" in (prefill, decode):
+            why = "a simulated engine has none"
+        raise ValueError(
+            f"prefill.engine {prefill} cannot hand state to decode.engine {decode}: {why}; "
+            f"set both to {decode}, or both to {prefill}"
         )
-        if "simulated" in engines and len(engines) > 1:
-            raise ValueError(f"{pair}: a simulated engine has none; set both to simulated")
-        if "vllm" in engines and len(engines) > 1:
-            raise ValueError(
-                f"{pair}: vLLM lays state out in its own way and moves it with its own connector; "
-                "set both to vllm, or both to native"
-            )
-        return self
 
     @model_validator(mode="after")
-    def _vllm_can_do_it(self) -> ClusterSpec:
+    def _vllm_can_share_the_model(self) -> ClusterSpec:
+        layout, ranks = self.decode.layout, self.prefill.layout.tp
         if self.decode.engine != "vllm":
             return self
-        layout, ranks = self.decode.layout, self.prefill.layout.ranks
         problems = layout_problems(
             "decode.layout", Sizes(layout.kvp, layout.tpa, layout.ep, layout.tpf)
         )
-        # vLLM's connector maps ranks to ranks by a whole number, either way.
         if max(ranks, layout.ranks) % min(ranks, layout.ranks):
             problems.append(
                 f"prefill.layout.tp {ranks} and the {layout.ranks} ranks of decode.layout: vLLM's "
-                "NIXL connector wants one to be a multiple of the other"
+                "NIXL connector wants one to be a multiple of the other; set tp to "
+                f"{layout.ranks}"
             )
-        for role, args in (("prefill", self.prefill.vllm.args), ("decode", self.decode.vllm.args)):
-            problems += argument_problems(f"{role}.vllm.args", args)
         if problems:
             raise ValueError("; ".join(problems))
         return self

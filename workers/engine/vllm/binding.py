@@ -50,6 +50,7 @@ from workers.engine.vllm.core import (
     CoreStep,
 )
 from workers.engine.vllm.flags import FlagValue
+from workers.engine.vllm.guard import Guard
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreOutput
@@ -72,6 +73,8 @@ _KEEP = {
 _TASKS = ("generate",)
 # Mamba state, and what rounding to whole blocks takes.
 _CPU_SLACK_BYTES = 64 * 2**20
+# What is running has ended, or is given up: nothing to wait for.
+_SHUTDOWN_S = 1.0
 
 
 class VllmCore:
@@ -136,6 +139,7 @@ class VllmCore:
             log_stats=True,
             renderer=self._inputs.renderer,
         )
+        self._guard = Guard()
         self._config = config
         self._new: set[str] = set()  # no row of these was seen yet
         # Orders leave in the order in which they were given.
@@ -215,7 +219,8 @@ class VllmCore:
         self._sender.cancel()
         await asyncio.gather(self._sender, return_exceptions=True)
         self._events.close(0)
-        await asyncio.to_thread(self._client.shutdown)
+        await asyncio.to_thread(self._client.shutdown, _SHUTDOWN_S)
+        self._guard.dismiss()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _send_orders(self) -> None:

@@ -6,7 +6,7 @@ for docs/vllm.md. Checked against vLLM 0.32.0; a rule names where vLLM has it. P
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 VERSIONS = "0.32 and 0.33"
@@ -14,7 +14,7 @@ VERSIONS = "0.32 and 0.33"
 _CPU_BLOCK_TOKENS = 32
 
 # What follows from the rest of the spec, and what the router or the hand-off rely on.
-_OWN_FLAGS = {
+OWN_FLAGS = {
     "--model": "model.path",
     "--dtype": "model.dtype",
     "--served-model-name": "model.name",
@@ -33,13 +33,11 @@ _OWN_FLAGS = {
     "--skip-tokenizer-init": "the router, which makes tokens of text",
     "--host": "the router",
     "--port": "router.http",
-}
-# What a worker, which is one engine on one node, is not.
-_UNKNOWN_SHAPES = {
-    "--data-parallel-size": "workers: {min: N}: Tandem's replicas are workers of their own",
-    "-dp": "workers: {min: N}: Tandem's replicas are workers of their own",
-    "--pipeline-parallel-size": "layout: vLLM's connector pulls from no pipeline-parallel decode",
-    "-pp": "layout: vLLM's connector pulls from no pipeline-parallel decode",
+    # A replica is a worker of its own; a worker is one engine on one node.
+    "--data-parallel-size": "workers.min",
+    "-dp": "workers.min",
+    "--pipeline-parallel-size": "layout",
+    "-pp": "layout",
     "--prefill-context-parallel-size": "layout",
     "-pcp": "layout",
 }
@@ -98,16 +96,12 @@ class ModelShape:
         )
 
 
-def argument_problems(field: str, args: Sequence[str]) -> list[str]:
-    """Which arguments of a user would decide what the spec, or the worker, decides."""
-    problems = []
-    for argument in args:
-        flag = argument.partition("=")[0].replace("_", "-")
-        if flag in _OWN_FLAGS:
-            problems.append(f"{field}: {flag} follows from {_OWN_FLAGS[flag]}; leave it out")
-        elif flag in _UNKNOWN_SHAPES:
-            problems.append(f"{field}: {flag} is not for a worker; use {_UNKNOWN_SHAPES[flag]}")
-    return problems
+def argument_problem(argument: str) -> str | None:
+    """Why a user's argument is not for vLLM to hear: the spec, or the worker, decides it."""
+    flag = argument.partition("=")[0].replace("_", "-")
+    if flag in OWN_FLAGS:
+        return f"{flag} follows from {OWN_FLAGS[flag]}; leave it out"
+    return None
 
 
 def layout_problems(field: str, sizes: Sizes) -> list[str]:
