@@ -20,8 +20,9 @@ _SAMPLINGS: dict[str, dict[str, float]] = {
 }
 
 
-def _prompt(length: int, step: int) -> list[int]:
-    return [5 + step * index % 90 for index in range(length)]
+def _prompt(length: int, step: int, salt: int = 0) -> list[int]:
+    """Of another `salt`, a prompt that shares no prefix: nobody has cached it."""
+    return [5 + (salt + step * index) % 90 for index in range(length)]
 
 
 def _request(prompt: list[int], max_tokens: int, **sampling: float) -> ClientRequest:
@@ -29,15 +30,17 @@ def _request(prompt: list[int], max_tokens: int, **sampling: float) -> ClientReq
     return replace(plain, **sampling)  # type: ignore[arg-type]
 
 
-# Whole blocks, part of a block, more than one.
-_PROMPTS = [_prompt(length, step) for length, step in ((64, 7), (33, 11), (90, 13), (96, 17))]
+def _prompts(salt: int) -> list[list[int]]:
+    """Whole blocks, part of a block, more than one."""
+    return [_prompt(*size, salt) for size in ((64, 7), (33, 11), (90, 13), (96, 17))]
 
 
 @pytest.mark.parametrize("name", _SAMPLINGS)
 async def test_an_answer_that_was_handed_over_is_that_of_the_engine_alone(
     whole_rig: Rig, name: str
 ) -> None:
-    requests = [_request(prompt, 24, **_SAMPLINGS[name]) for prompt in _PROMPTS]
+    prompts = _prompts(list(_SAMPLINGS).index(name))
+    requests = [_request(prompt, 24, **_SAMPLINGS[name]) for prompt in prompts]
     async with whole_rig.router("d1") as alone, whole_rig.router("p", "d2") as pair:
         whole = await ask_all(alone, requests)
         over = await ask_all(pair, requests)
@@ -53,7 +56,7 @@ async def test_an_answer_that_was_handed_over_is_that_of_the_engine_alone(
 
 
 async def test_an_answer_ends_with_its_stop_token_wherever_that_comes(whole_rig: Rig) -> None:
-    prompt = _PROMPTS[0]
+    prompt = _prompts(3)[0]
     async with whole_rig.router("p", "d1") as pair:
         (whole,) = await ask_all(pair, [_request(prompt, 12)])
         for place in (0, 5):
@@ -101,7 +104,7 @@ async def test_a_worker_that_drains_finishes_what_it_has_and_takes_no_more(
 ) -> None:
     async with whole_rig.router("p", "d1", "d2") as router:
         answer = Answer()
-        running = asyncio.create_task(ask(router, _request(_PROMPTS[1], 400), answer))
+        running = asyncio.create_task(ask(router, _request(_prompts(4)[1], 400), answer))
         await asyncio.wait_for(answer.some.wait(), PATIENCE_S)
         status = await router.status()
         drained = next(
@@ -110,7 +113,7 @@ async def test_a_worker_that_drains_finishes_what_it_has_and_takes_no_more(
             if worker.view is not None and worker.view.role == "decode" and worker.view.holds
         )
         assert router.drain(drained)
-        later = await ask_all(router, [_request(prompt, 8) for prompt in _PROMPTS])
+        later = await ask_all(router, [_request(prompt, 8) for prompt in _prompts(5)])
         assert not [one for one in later if one.report.decode_worker == drained]
         await running
         assert (len(answer.token_ids), answer.reason) == (400, REASON_LENGTH)

@@ -131,6 +131,7 @@ class VllmCore:
         self._events = zmq.asyncio.Context.instance().socket(zmq.SUB)
         self._events.connect(events)
         self._events.subscribe(b"")
+        self._mamba_groups: set[int | None] = set()
         self._events_decoder = msgspec.msgpack.Decoder(KVEventBatch)
         self._inputs = InputProcessor(config)
         self._client = EngineCoreClient.make_async_mp_client(
@@ -210,7 +211,7 @@ class VllmCore:
 
     async def next_news(self) -> list[CacheNews]:
         _, _, payload = await self._events.recv_multipart()
-        return [_news(event) for event in self._events_decoder.decode(payload).events]
+        return [self._news(event) for event in self._events_decoder.decode(payload).events]
 
     async def wait_failed(self) -> BaseException:
         return await asyncio.shield(self._failed)
@@ -233,6 +234,26 @@ class VllmCore:
                     await self._client.add_request_async(order)
         except Exception as error:  # noqa: BLE001 - whatever it was, vLLM cannot be told any more
             self._failed.set_result(error)
+
+    def _news(self, event: object) -> CacheNews:
+        match event:
+            case BlockStored():
+                # A removal says only of which group of layers it is.
+                mamba = event.kv_cache_spec_kind == "mamba"
+                if mamba:
+                    self._mamba_groups.add(event.group_idx)
+                return BlocksStored(
+                    hashes=tuple(event.block_hashes),
+                    parent=event.parent_block_hash,
+                    token_ids=tuple(event.token_ids),
+                    block_tokens=event.block_size,
+                    mamba=mamba,
+                )
+            case BlockRemoved():
+                return BlocksRemoved(
+                    tuple(event.block_hashes), event.group_idx in self._mamba_groups
+                )
+        return CacheCleared()
 
     def _row(self, output: EngineCoreOutput) -> CoreRow:
         name, end = output.request_id, None
@@ -359,18 +380,3 @@ def _chosen(output: EngineCoreOutput) -> tuple[Chosen, ...]:
             for place, token_id in enumerate(output.new_token_ids)
         ]
     )
-
-
-def _news(event: object) -> CacheNews:
-    match event:
-        case BlockStored():
-            return BlocksStored(
-                hashes=tuple(event.block_hashes),
-                parent=event.parent_block_hash,
-                token_ids=tuple(event.token_ids),
-                block_tokens=event.block_size,
-                mamba=event.kv_cache_spec_kind == "mamba",
-            )
-        case BlockRemoved():
-            return BlocksRemoved(tuple(event.block_hashes))
-    return CacheCleared()
