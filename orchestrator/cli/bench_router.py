@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -114,8 +115,9 @@ def _beside_vllm(
         tokenizer_from=Path(load_spec().model.path) if model is None else model,
         prompt_tokens=isl,
         output_tokens=osl,
-        **({"rounds": 2, "requests": 16, "concurrency": 8} if quick else {}),
     )
+    if quick:
+        settings = replace(settings, rounds=2, requests=16, concurrency=8)
     began_s = time.monotonic()
     with progress() as report:
         found = run_vllm_bench(settings, report)

@@ -46,7 +46,7 @@ def write_dense_model(folder: Path, tokenizer_from: Path) -> None:
     generator = torch.Generator().manual_seed(_SEED)
 
     def matrix(rows: int, columns: int) -> Tensor:
-        return torch.randn(rows, columns, generator=generator) / columns**0.5
+        return torch.randn(rows, columns, generator=generator).div_(columns**0.5)
 
     tensors = {
         "model.embed_tokens.weight": matrix(vocab, _HIDDEN),

@@ -130,17 +130,18 @@ def document(
 def lines(found: Findings, targets: Sequence[Target]) -> list[str]:
     """The same for people."""
     told = []
-    for name, bare, tandem in (
-        ("full load", lambda one: one.bare, lambda one: one.tandem),
-        ("one at a time", lambda one: one.bare_alone, lambda one: one.tandem_alone),
+    for who, under in (
+        ("full load, vLLM's own server", [one.bare for one in found.rounds]),
+        ("full load, through Tandem", [one.tandem for one in found.rounds]),
+        ("one at a time, vLLM's own server", [one.bare_alone for one in found.rounds]),
+        ("one at a time, through Tandem", [one.tandem_alone for one in found.rounds]),
     ):
-        for who, of in (("vLLM's own server", bare), ("through Tandem", tandem)):
-            told.append(
-                f"{name:<14}{who:<18}"
-                f"{found.median(lambda one, of=of: of(one).tokens_per_s):9.0f} tokens/s  "
-                f"TTFT {found.median(lambda one, of=of: of(one).ttft_ms):7.1f} ms  "
-                f"ITL {found.median(lambda one, of=of: of(one).itl_ms):6.2f} ms"
-            )
+        told.append(
+            f"{who:<34}"
+            f"{statistics.median(one.tokens_per_s for one in under):9.0f} tokens/s  "
+            f"TTFT {statistics.median(one.ttft_ms for one in under):7.1f} ms  "
+            f"ITL {statistics.median(one.itl_ms for one in under):6.2f} ms"
+        )
     for target in targets:
         verdict = {True: "met", False: "missed", None: "not judged"}[target.met]
         value = "-" if target.value is None else f"{target.value:.2f}"

@@ -83,6 +83,8 @@ class Rig:
                 model_name=self.template.model_name,
                 workers=tuple(records[name] for name in names),
                 max_retries=10,
+                # A first hand-off joins two processes, which takes long on a machine that is busy.
+                silence_s=PATIENCE_S,
             ),
             validate=True,
         )

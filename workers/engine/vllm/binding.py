@@ -204,9 +204,19 @@ class VllmCore:
     async def next_step(self) -> CoreStep:
         outputs = await self._client.get_output_async()
         stats = outputs.scheduler_stats
+        if stats is None:
+            return CoreStep(tuple([self._row(output) for output in outputs.outputs]))
+        moved = stats.kv_connector_stats or {}
         return CoreStep(
             tuple([self._row(output) for output in outputs.outputs]),
-            0.0 if stats is None else stats.kv_cache_usage,
+            stats.kv_cache_usage,
+            tuple(
+                zip(
+                    moved.get("bytes_transferred", ()),
+                    moved.get("transfer_duration", ()),
+                    strict=False,
+                )
+            ),
         )
 
     async def next_news(self) -> list[CacheNews]:

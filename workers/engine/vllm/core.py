@@ -59,10 +59,12 @@ class CoreRow:
 
 @dataclass(frozen=True, slots=True)
 class CoreStep:
-    """One step of vLLM's scheduler; `kv_share` of its KV memory is in use after it."""
+    """One step of vLLM's scheduler; `kv_share` of its KV memory is in use after it. `pulled` are
+    the bytes and seconds of each state that its connector has read since the step before."""
 
     rows: tuple[CoreRow, ...] = ()
     kv_share: float = 0.0
+    pulled: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ from workers.engine.events import (
     StepEvents,
     TokenRow,
 )
-from workers.engine.load import LoadMeter
+from workers.engine.load import LoadMeter, Rate
 from workers.engine.vllm.cache_names import CacheNames
 from workers.engine.vllm.core import CacheNews, Core, CoreFacts, CoreRequest, CoreRow, CoreStep
 from workers.engine.vllm.request import Request, Stage
@@ -92,6 +92,7 @@ class VllmEngine:
         self._held_tokens = 0
         self._kv_share = 0.0
         self._load = LoadMeter(facts.state_bytes_per_token, 0)
+        self._pull = Rate()
         self._stepped_s = 0.0
         self._cache = CacheNames(facts.block_tokens, facts.hybrid)
         self._events = StepEvents()
@@ -148,6 +149,9 @@ class VllmEngine:
         """Take what one step of vLLM brought."""
         now_s = self._clock_s()
         self._kv_share = step.kv_share
+        for state_bytes, seconds in step.pulled:
+            self._load.sent(state_bytes, seconds)
+            self._pull.add(state_bytes, seconds)
         tokens = rows = 0
         read_only = True
         for row in step.rows:
@@ -343,7 +347,6 @@ class VllmEngine:
         self._load.sent(state_bytes, answer.transfer_ms / 1e3)
         report = HandoffReport(
             kv_bytes=state_bytes,
-            descriptors=1,
             transfer_ms=answer.transfer_ms,
             handoff_ms=(self._clock_s() - request.offered_s) * 1e3,
         )
@@ -360,7 +363,9 @@ class VllmEngine:
             return
         if request.stage is Stage.PULLING and row.chosen:
             request.stage = Stage.DECODING
-            transfer_ms = (now_s - request.offered_s) * 1e3
+            # What vLLM measured of late, of all states together: it does not say it of each.
+            state_bytes, rate = self._load.state_bytes(len(request.read_tokens)), self._pull.per_s
+            transfer_ms = state_bytes / rate * 1e3 if rate else 0.0
             self._answer(request.offer_from, request.reservation, transfer_ms)
             self._events.state_arrived.append(StateArrived(request.key))
         elif request.stage is Stage.READING and row.chosen:

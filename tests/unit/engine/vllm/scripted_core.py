@@ -71,6 +71,7 @@ class Worker:
         transfer: str = "",
         kv_share: float = 0.0,
         name: str = "",
+        pulled: tuple[int, float] | None = None,
     ) -> StepEvents:
         """vLLM makes these tokens for the request that it was given last."""
         row = CoreRow(
@@ -79,7 +80,7 @@ class Worker:
             end,
             transfer,
         )
-        self.engine.stepped(CoreStep((row,), kv_share))
+        self.engine.stepped(CoreStep((row,), kv_share, (pulled,) if pulled else ()))
         return self.engine.take_events()
 
 

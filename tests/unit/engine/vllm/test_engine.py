@@ -62,14 +62,14 @@ def test_the_state_is_kept_by_prefill_offered_pulled_and_let_go_of() -> None:
     pull = pair.decode.core.added[-1]
     assert (pull.token_ids, pull.transfer, pull.max_tokens) == (_PROMPT, '{"at": 1}', 8)
     # Token 0 is made once more by decode, and was sent by prefill.
-    events = pair.decode.step(9)
+    events = pair.decode.step(9, pulled=(64, 0.004))
     assert [one.key for one in events.state_arrived] == [1]
     assert _tokens(events) == []
     assert _tokens(pair.decode.step(10, 11)) == [(1, [10, 11])]
     pair.deliver()
     (done,) = pair.prefill.engine.take_events().prefill_done
     assert done.handoff is not None
-    assert done.handoff.kv_bytes == 4 * 8
+    assert (done.handoff.kv_bytes, done.handoff.transfer_ms) == (4 * 8, 2.0)
     assert pair.prefill.engine.credits.request_slots == 4
     (ended,) = pair.decode.step(12, end="length").ended
     assert ended.reason == REASON_LENGTH
