@@ -94,6 +94,7 @@ class VllmEngine:
         self._load = LoadMeter(facts.state_bytes_per_token, 0)
         self._pull = Rate()
         self._stepped_s = 0.0
+        self._read_s = 0.0
         self._cache = CacheNames(facts.block_tokens, facts.hybrid)
         self._events = StepEvents()
         self._last_credits: Credits | None = None
@@ -410,8 +411,8 @@ class VllmEngine:
 
     def _prompt_read(self, request: Request, now_s: float) -> None:
         """Measure: from acceptance, or from the end of the prompt before it."""
-        began_s = max(request.began_s, self._stepped_s or request.began_s)
-        seconds = max(now_s - began_s, 1e-6)
+        seconds = now_s - max(request.began_s, self._read_s)
+        self._read_s = now_s
         request.prefill_ms = (now_s - request.began_s) * 1e3
         self._load.read(len(request.read_tokens) - request.cached_tokens, seconds)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import os
@@ -49,25 +48,29 @@ async def open_vllm_engine(
         ) from error
     parallel = config.parallel
     notifications = await Notifications.open(config.host)
-    core = VllmCore(
-        flags(
-            Sizes(parallel.kvp, parallel.tpa, parallel.ep, parallel.tpf, config.interleave),
-            model=config.model_path,
-            name=config.model_name,
-            dtype=config.dtype,
+    try:
+        core = VllmCore(
+            flags(
+                Sizes(parallel.kvp, parallel.tpa, parallel.ep, parallel.tpf, config.interleave),
+                model=config.model_path,
+                name=config.model_name,
+                dtype=config.dtype,
+                device=config.device,
+                max_requests=config.max_requests,
+                kv_tokens=config.kv_tokens,
+                longest_tokens=shape.longest_tokens,
+                draft_tokens=0 if config.draft_tokens == "auto" else config.draft_tokens,
+            ),
+            config.vllm_args,
+            role=config.role,
             device=config.device,
-            max_requests=config.max_requests,
-            kv_tokens=config.kv_tokens,
-            longest_tokens=shape.longest_tokens,
-            draft_tokens=0 if config.draft_tokens == "auto" else config.draft_tokens,
-        ),
-        config.vllm_args,
-        role=config.role,
-        device=config.device,
-        host=config.host,
-        threads=config.threads,
-        lease_s=config.handoff_timeout_s,
-    )
+            host=config.host,
+            threads=config.threads,
+            lease_s=config.handoff_timeout_s,
+        )
+    except BaseException:
+        await notifications.close()
+        raise
     facts = core.facts
     digest = hashlib.sha256(model + config.dtype.encode()).hexdigest()[:16]
     # Workers hand over only to those of their own version: vLLM's connector insists on it.
@@ -82,9 +85,7 @@ async def open_vllm_engine(
         clock_s=time.monotonic,
         rng=random.SystemRandom(),
     )
-    loop = VllmLoop(engine, core, notifications, emit)
-    await asyncio.sleep(0)
-    return loop, EngineFacts(
+    return VllmLoop(engine, core, notifications, emit), EngineFacts(
         model_fingerprint=fingerprint,
         max_model_tokens=min(facts.max_model_tokens, facts.kv_tokens),
         vocab_size=facts.vocab_size,
