@@ -73,13 +73,16 @@ async def test_it_finishes_what_runs_before_it_ends(config: WorkerConfig) -> Non
 
 async def test_a_worker_that_dies_is_a_failure_of_its_replica(config: WorkerConfig) -> None:
     async with _running(config) as (child, record):
-        assert child.failure is None
-        process = psutil.Process(record.pid)
-        process.kill()
+        assert _failure(child) is None
+        psutil.Process(record.pid).kill()
         async with asyncio.timeout(_TIMEOUT_S):
-            while child.failure is None:  # noqa: ASYNC110 - the end of a process sets no event
+            while _failure(child) is None:  # noqa: ASYNC110 - the end of a process sets no event
                 await asyncio.sleep(0.01)
-        assert "status -9" in str(child.failure)
+        assert "status -9" in str(_failure(child))
+
+
+def _failure(child: WorkerChild) -> BaseException | None:
+    return child.failure
 
 
 async def test_an_interpreter_that_is_not_there_is_named(
