@@ -29,7 +29,7 @@ def write_llama(folder: Path) -> None:
     """A dense model with grouped queries; large random weights, so that answers differ."""
     torch.manual_seed(5)
     config = LlamaConfig(
-        vocab_size=512,
+        vocab_size=2048,  # of the tokenizer below
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,

@@ -208,6 +208,12 @@ class VllmEngine:
             problem = REASON_DRAINING, "the worker takes no more work"
         elif not prompt or sampling.max_tokens < max(len(made), 1):
             problem = REASON_INVALID_ARGUMENT, "a request needs prompt tokens and room to answer"
+        elif max(token_ids) >= facts.vocab_size:
+            # vLLM looks it up all the same, and ends, with all other requests.
+            problem = (
+                REASON_INVALID_ARGUMENT,
+                f"token {max(token_ids)} is not one of the model's {facts.vocab_size}",
+            )
         elif len(self._requests) >= self._max_requests:
             problem = (
                 REASON_OUT_OF_CAPACITY,

@@ -204,6 +204,12 @@ def test_credits_count_what_was_promised_and_what_vllm_says_is_in_use() -> None:
     assert ended.reason == REASON_OUT_OF_CAPACITY
 
 
+def test_a_token_that_the_model_has_not_ends_its_request_and_no_other() -> None:
+    worker = Worker("d", [])
+    (ended,) = worker.tell(Prefill(item(1), (1, 100), None)).ended
+    assert (ended.reason, worker.core.added) == (REASON_INVALID_ARGUMENT, [])
+
+
 def test_what_vllm_does_not_take_ends_with_its_words() -> None:
     pair = _Pair()
     (ended,) = pair.prefill.tell(Prefill(item(1), (1, 99), None)).ended
