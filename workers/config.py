@@ -53,6 +53,8 @@ class WorkerConfig:
     step_limit_s: float = 60.0  # an engine step that takes longer will not end; see engine/watchdog
     draft_tokens: int | Literal["auto"] = "auto"
     simulated: LinearTimes | NamedTimes = LinearTimes()  # noqa: RUF009 - frozen
+    vllm_args: tuple[str, ...] = ()  # as for `vllm serve`
+    interpreter: str = ""  # that runs the worker; empty: the one that starts it
     trace: TraceConfig = field(default_factory=TraceConfig)
 
     @property
@@ -80,6 +82,7 @@ class WorkerConfig:
             times = fields.get("simulated", {})
             nested = {
                 "simulated": (NamedTimes if "model" in times else LinearTimes)(**times),
+                "vllm_args": tuple(fields.get("vllm_args", ())),
                 "trace": TraceConfig(**fields.get("trace", {})),
             }
             return cls(**{**fields, **nested})

@@ -2,7 +2,8 @@
 
 It runs inside a Ray Serve replica's event loop, or alone: `python -m workers.server` reads a
 WorkerConfig as JSON from standard input, prints its WorkerRecord when it is ready, and stops on
-SIGTERM or when standard input closes, so that it never outlives its parent.
+SIGTERM or when standard input closes, so that it never outlives its parent. A line there with a
+number of seconds has it finish what runs first, for so long at most.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from typing import TextIO
 
 import grpc
 import uvloop
@@ -67,13 +69,14 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         self,
         engine: RunningEngine,
         config: WorkerConfig,
+        block_tokens: int,
         flipped: Callable[[WorkerConfig], None],
     ) -> None:
         """Serve an engine; `flipped` is called when the worker has taken the role of a config."""
         self._engine = engine
         self._config = config
         self._flipped = flipped
-        self._cache.block_tokens = config.block_tokens
+        self._cache.block_tokens = block_tokens
 
     async def Session(  # noqa: N802 - the name is the protocol's
         self,
@@ -242,7 +245,8 @@ class WorkerServer:
         """
         config = self._config
         self._engine, facts = await open_engine(config, self._tracing, self._service.deliver)
-        self._service.attach(self._engine, config, self._on_flipped)
+        block_tokens = config.block_tokens if facts.block_tokens is None else facts.block_tokens
+        self._service.attach(self._engine, config, block_tokens, self._on_flipped)
         worker_pb2_grpc.add_WorkerServicer_to_server(self._service, self._grpc)
         health_service = health.aio.HealthServicer()  # type: ignore[attr-defined]  # not in the stubs
         await health_service.set("", health_pb2.HealthCheckResponse.SERVING)
@@ -342,24 +346,38 @@ class WorkerServer:
         self._tracing.close()
 
 
-async def _serve(config: WorkerConfig) -> int:
-    """Serve until told to stop; the exit status says whether the engine failed."""
+async def _told_to_drain(parent: asyncio.StreamReader) -> float:
+    """Wait for the parent to say for how many seconds to finish what runs; 0 when it has gone."""
+    try:
+        return float(await parent.readline() or 0)
+    except ValueError:
+        return 0.0
+
+
+async def _serve(config: WorkerConfig, said: TextIO) -> int:
+    """Serve until told to stop; the exit status says whether the engine failed.
+
+    `said` is where the parent reads.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    told: asyncio.Future[float] | None = None
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     server = WorkerServer(config)
     waiters: list[asyncio.Future[object]] = []
     try:
         record = await server.start()
-        print(record.to_json(), flush=True)  # noqa: T201 - the parent reads this line
+        print(record.to_json(), file=said, flush=True)
         parent = asyncio.StreamReader()
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(parent), sys.stdin)
-        waiters = [
-            asyncio.ensure_future(waiter)
-            for waiter in (stop.wait(), parent.read(1), server.wait_failed())
-        ]
+        told = asyncio.ensure_future(_told_to_drain(parent))
+        waiters = [asyncio.ensure_future(one) for one in (stop.wait(), told, server.wait_failed())]
         await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
+        if told.done() and (drain_s := told.result()) > 0.0:
+            waiters += [asyncio.ensure_future(one) for one in (server.drain(drain_s),)]
+            running = [one for one in waiters if not one.done()]
+            await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for waiter in waiters:
             waiter.cancel()
@@ -375,7 +393,10 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     config = WorkerConfig.from_json(sys.stdin.readline())
     try:
-        sys.exit(uvloop.run(_serve(config)))
+        # What libraries and their processes print must not get into the parent's way.
+        said = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)
+        sys.exit(uvloop.run(_serve(config, said)))
     except (OSError, ValueError) as error:
         # One line on stderr that the parent can show; a person can do nothing with a stack.
         sys.exit(f"worker {config.worker_id} did not start: {error}")

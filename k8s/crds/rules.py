@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from orchestrator.spec.schema import OWN_VLLM_FLAGS
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -23,6 +25,10 @@ class Rule:
 _PORT = "0*(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5]?[0-9]{1,4})"
 
 _RANGE = "!has(self.max) || self.min <= self.max"
+_RANKS = "self.decode.layout.kvp * self.decode.layout.tpa"
+_ONE_OR_ALL = f"self.decode.layout.{{0}} in [1, {_RANKS}]"
+_FLAGS = "|".join(flag.replace("-", "[-_]") for flag in sorted(OWN_VLLM_FLAGS))
+_OWN_FLAG = f"^({_FLAGS})(=.*)?$"
 _TOLERATION = "self.all(t, t.operator == 'Equal' || size(t.value) == 0)"
 
 # A server-side default of `max` would stop `min: 3` alone from meaning three workers.
@@ -87,6 +93,31 @@ RULES = (
         ("spec", "decode", "layout"),
         "self.kvp * self.tpa == self.tpf * self.ep",
         "kvp x tpa must equal tpf x ep: attention and experts use the same ranks",
+    ),
+    Rule(
+        ("spec",),
+        "self.prefill.engine == self.decode.engine",
+        "prefill.engine and decode.engine must be the same: engines lay state out differently",
+    ),
+    Rule(
+        ("spec",),
+        f"self.decode.engine != 'vllm' || "
+        f"{_ONE_OR_ALL.format('kvp')} && {_ONE_OR_ALL.format('ep')}",
+        "with vLLM decode.layout.kvp and ep are 1 or the number of ranks",
+    ),
+    Rule(
+        ("spec",),
+        f"self.decode.engine != 'vllm' || self.prefill.layout.tp % ({_RANKS}) == 0 || "
+        f"({_RANKS}) % self.prefill.layout.tp == 0",
+        "with vLLM prefill.layout.tp and the ranks of decode.layout are multiples of each other",
+    ),
+    *(
+        Rule(
+            ("spec", role, "vllm", "args"),
+            f"self.all(argument, !argument.matches('{_OWN_FLAG}'))",
+            "vllm.args hold a flag that follows from the rest of the spec",
+        )
+        for role in ("prefill", "decode")
     ),
     Rule(
         ("spec", "decode", "draft_tokens"),

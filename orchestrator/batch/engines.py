@@ -46,6 +46,7 @@ def running_engines(
                 ["workers.server"],
                 config.to_json(),
                 log_dir / f"{config.worker_id}.log",
+                config.interpreter,
             )
             undo.callback(child.stop)
             children.append(child)

@@ -16,7 +16,7 @@ from orchestrator.batch.engines import running_engines
 from orchestrator.batch.lines import BatchAnswer
 from orchestrator.batch.serving import serve_lines
 from orchestrator.errors import UserError
-from orchestrator.runtime.preflight import check_model
+from orchestrator.runtime.preflight import check_model, check_vllm
 from orchestrator.runtime.run_file import log_folder
 from orchestrator.runtime.worker_configs import trace_config
 from orchestrator.spec import ClusterSpec
@@ -55,6 +55,7 @@ def run_batch(
     `answered` is called for each line. Raises UserError when the model cannot be served at all.
     """
     check_model(spec.model.path)
+    check_vllm(spec)
     summary = BatchSummary(lines=len(lines))
 
     def write(answer: BatchAnswer) -> None:

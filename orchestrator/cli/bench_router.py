@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from orchestrator.cli.terminal import print_json
+from orchestrator.errors import UserError
 
 Progress = Callable[[], AbstractContextManager[Callable[[str], None]]]
 
@@ -44,9 +46,21 @@ def router_command(progress: Progress) -> Callable[..., None]:
         quick: Annotated[
             bool, typer.Option("--quick", help="Only show that everything runs.")
         ] = False,
+        engine: Annotated[
+            str, typer.Option(help="simulated, or vllm: beside vLLM's own server.")
+        ] = "simulated",
+        vllm_python: Annotated[
+            Path, typer.Option(help="With --engine vllm: the Python that has it.")
+        ] = Path(".venv-vllm/bin/python"),
         as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     ) -> None:
-        """Real router processes between simulated workers and a load client."""
+        """Real router processes between simulated workers and a load client; with --engine vllm
+        one with a vLLM worker, and vLLM's own server, in turns."""
+        if engine == "vllm":
+            _beside_vllm(progress, model, vllm_python, isl, osl, quick, as_json)
+            return
+        if engine != "simulated":
+            raise UserError(f"--engine {engine}: unknown", "set it to simulated or vllm")
         from orchestrator.bench.router import settings as given
         from orchestrator.bench.router.goals import judge
         from orchestrator.bench.router.results import document, lines
@@ -78,3 +92,38 @@ def router_command(progress: Progress) -> Callable[..., None]:
             print(line)
 
     return router
+
+
+def _beside_vllm(
+    progress: Progress,
+    model: Path | None,
+    python: Path,
+    isl: int,
+    osl: int,
+    quick: bool,
+    as_json: bool,
+) -> None:
+    from orchestrator.bench.vllm.run import document, judge, lines, run_vllm_bench
+    from orchestrator.bench.vllm.settings import VllmBenchSettings
+    from orchestrator.spec import load_spec
+
+    if not python.exists():
+        raise UserError(f"--vllm-python {python} is not there", "`make vllm-env` builds one")
+    settings = VllmBenchSettings(
+        # Not resolved: a virtual environment is told by the name that its Python is called by.
+        python=python.absolute(),
+        tokenizer_from=Path(load_spec().model.path) if model is None else model,
+        prompt_tokens=isl,
+        output_tokens=osl,
+    )
+    if quick:
+        settings = replace(settings, rounds=2, requests=16, concurrency=8)
+    began_s = time.monotonic()
+    with progress() as report:
+        found = run_vllm_bench(settings, report)
+    targets = judge(found)
+    if as_json:
+        print_json(document(settings, found, targets, time.monotonic() - began_s))
+        return
+    for line in lines(found, targets):
+        print(line)

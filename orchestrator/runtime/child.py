@@ -16,9 +16,15 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import protos
 from orchestrator.errors import UserError
 
 _POLL_S = 0.1
+# Runs a module of ours under an interpreter that may have other versions of what we depend on.
+_ELSEWHERE = (
+    "import sys, runpy; sys.path.append(sys.argv[1]); sys.argv[:] = sys.argv[2:]; "
+    "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=False)"
+)
 _LOG_TAIL_LINES = 15
 
 
@@ -34,22 +40,43 @@ def never() -> bool:
 class Child:
     """One running child; `name` is for people and for its log file."""
 
-    def __init__(self, name: str, module: Sequence[str], config: str, log_path: Path) -> None:
-        """Start `python -m module...`; `config` is one line of JSON."""
+    def __init__(
+        self,
+        name: str,
+        module: Sequence[str],
+        config: str,
+        log_path: Path,
+        interpreter: str = "",
+    ) -> None:
+        """Start `python -m module...`; `config` is one line of JSON.
+
+        Another `interpreter` has packages of its own, and ours only where it lacks them. Raises
+        UserError when there is none.
+        """
         self.name = name
         self.log_path = log_path
         log_path.parent.mkdir(parents=True, exist_ok=True)
         with log_path.open("ab") as log:
             # A session of its own: Ctrl-C in the terminal reaches only the parent, which then
             # stops its children in order.
-            self._process = subprocess.Popen(  # noqa: S603 - our own modules
-                [sys.executable, "-m", *module],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                start_new_session=True,
-                text=True,
-            )
+            command = [sys.executable, "-m", *module]
+            if interpreter:
+                root = str(Path(protos.__file__).parent.parent)
+                command = [interpreter, "-I", "-c", _ELSEWHERE, root, *module]
+            try:
+                self._process = subprocess.Popen(  # noqa: S603 - our own modules
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    start_new_session=True,
+                    text=True,
+                )
+            except OSError as error:
+                raise UserError(
+                    f"{name}: cannot start {command[0]}: {error.strerror}",
+                    "name a Python with vLLM in vllm.python, such as .venv-vllm/bin/python",
+                ) from error
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, name=f"{name}-stdout", daemon=True)
         self._reader.start()
@@ -103,6 +130,21 @@ class Child:
         """The last lines that the child logged."""
         text = self.log_path.read_text(encoding="utf-8", errors="replace")
         return "\n".join(text.rstrip().splitlines()[-_LOG_TAIL_LINES:])
+
+    def drain(self, drain_s: float) -> None:
+        """Have a worker finish what runs, for so long at most, and then end."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(f"{drain_s}\n")
+            self._process.stdin.flush()
+
+    def wait_ended(self, timeout_s: float) -> bool:
+        """Whether it ended in that time."""
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def stop(self, grace_s: float = 10.0) -> None:
         """Ask, wait, then kill; returns when the process is gone."""

@@ -30,7 +30,7 @@ from orchestrator.runtime.leftovers import MARK, end_leftovers, processes_of
 from orchestrator.runtime.local_ray import start_ray, stop_ray, vital_processes
 from orchestrator.runtime.pools import Pools
 from orchestrator.runtime.ports import check_free, free_port
-from orchestrator.runtime.preflight import check_model
+from orchestrator.runtime.preflight import check_model, check_vllm
 from orchestrator.runtime.router_process import Endpoints, Routers, router_config
 from orchestrator.runtime.run_file import RunFiles, RunRecord, log_folder
 from orchestrator.runtime.scale_requests import serve_scale_requests
@@ -98,6 +98,7 @@ class LocalCluster:
         check_free(spec.router.grpc, "gRPC", "--grpc")
         check_free(spec.router.http, "HTTP", "--http")
         check_model(spec.model.path)
+        check_vllm(spec)
         self.log_dir = log_folder(self.id)
         os.environ[MARK] = self.id
         self._undo.callback(os.environ.pop, MARK, None)

@@ -16,6 +16,7 @@ from orchestrator.runtime.worker_configs import new_worker_id
 from workers.config import WorkerConfig
 
 if TYPE_CHECKING:
+    from orchestrator.runtime.worker_child import WorkerChild
     from workers.server import WorkerServer
 
 FAILURE_SUFFIX = ".failed"
@@ -32,7 +33,7 @@ def shutdown_timeout_s(drain_s: float) -> float:
 class WorkerReplica:
     """Hosts a WorkerServer in the event loop that Serve gives to a replica."""
 
-    _server: WorkerServer | None = None
+    _server: WorkerServer | WorkerChild | None = None
 
     async def __init__(  # type: ignore[misc]
         self, config_json: str, log_dir: str, drain_s: float
@@ -45,10 +46,7 @@ class WorkerReplica:
         logs = Path(log_dir)
         _log_to(logs / f"{config.worker_id}.log")
         try:
-            # Torch is loaded here and nowhere else in the orchestrator.
-            from workers.server import WorkerServer
-
-            self._server = WorkerServer(config)
+            self._server = _worker(config, logs)
             await self._server.start()
         except BaseException as error:
             # The driver shows this line; what Serve reports is a stack of several processes.
@@ -71,6 +69,17 @@ class WorkerReplica:
                     self._drain_s,
                 )
             await server.stop(_STOP_GRACE_S)
+
+
+def _worker(config: WorkerConfig, logs: Path) -> WorkerServer | WorkerChild:
+    if config.interpreter:
+        from orchestrator.runtime.worker_child import WorkerChild
+
+        return WorkerChild(config, logs)
+    # Torch is loaded here and nowhere else in the orchestrator.
+    from workers.server import WorkerServer
+
+    return WorkerServer(config)
 
 
 def _log_to(path: Path) -> None:

@@ -49,5 +49,7 @@ def worker_config(
         hop_b=layout.hop_b,
         # Prefill too: it hands over the draft state that decode goes on from.
         draft_tokens=spec.decode.draft_tokens,
+        vllm_args=tuple(pool.vllm.args),
+        interpreter=pool.vllm.python if pool.engine == "vllm" else "",
         trace=trace_config(spec),
     )

@@ -46,10 +46,22 @@ def load_spec(
         folder = folder_of("security.tls")
         paths = {name: str(folder / Path(file).expanduser()) for name, file in files.items()}
         security = security.model_copy(update={"tls": security.tls.model_copy(update=paths)})
+    pools = {
+        role: pool.model_copy(
+            update={
+                "vllm": pool.vllm.model_copy(
+                    update={"python": _program(pool.vllm.python, folder_of(f"{role}.vllm.python"))}
+                )
+            }
+        )
+        for role, pool in (("prefill", spec.prefill), ("decode", spec.decode))
+    }
     model_path = find_model(spec.model.path, folder_of("model.path"))
     name = spec.model.name or model_path.name
     model = spec.model.model_copy(update={"path": str(model_path), "name": name})
-    return spec.model_copy(update={"model": model, "telemetry": telemetry, "security": security})
+    return spec.model_copy(
+        update={"model": model, "telemetry": telemetry, "security": security, **pools}
+    )
 
 
 def validated(
@@ -70,6 +82,12 @@ def find_model(path: str, folder: Path) -> Path:
     wanted = (folder / Path(path).expanduser()).resolve()
     shipped = Path(workers.__file__).resolve().parent.parent / path
     return shipped if not wanted.exists() and shipped.exists() else wanted
+
+
+def _program(path: str, folder: Path) -> str:
+    """A program of a spec; one without a folder is looked for on PATH. Links stay as they are: a
+    virtual environment is told by the name that its Python is called by."""
+    return str(folder / Path(path).expanduser()) if "/" in path else path
 
 
 def dump_spec(spec: ClusterSpec) -> str:

@@ -27,9 +27,11 @@ from pydantic_core import PydanticCustomError
 
 from orchestrator.spec.kubernetes import KubernetesSpec
 from orchestrator.spec.section import Section
+from workers.engine.vllm.flags import OWN_FLAGS, Sizes, argument_problem, layout_problems
 
 _LEAST_KEY_CHARACTERS = 16
 SHIPPED_MODEL = "workers/checkpoints/tandem-tiny"
+OWN_VLLM_FLAGS = frozenset(OWN_FLAGS)
 
 Engine = Literal["native", "vllm", "simulated"]
 Dtype = Literal["float32", "bfloat16"]
@@ -146,10 +148,30 @@ class DecodeLayout(Section):
         return self
 
 
+def _check_vllm_argument(argument: str) -> str:
+    problem = argument_problem(argument)
+    if problem is not None:
+        raise ValueError(problem)
+    return argument
+
+
+VllmArgument = Annotated[
+    str, StringConstraints(max_length=1024), AfterValidator(_check_vllm_argument)
+]
+
+
+class VllmSpec(Section):
+    """What only vLLM is told: the Python that has it, and arguments as for `vllm serve`."""
+
+    python: str = ""  # empty: Tandem's own
+    args: Annotated[list[VllmArgument], Field(max_length=64)] = Field(default_factory=list)
+
+
 class Pool(Section):
     """What the two pools have in common."""
 
     engine: Engine = "native"
+    vllm: VllmSpec = Field(default_factory=VllmSpec)
     workers: WorkerRange = Field(default_factory=WorkerRange)
     resources: Resources = Field(default_factory=Resources)
     kv_tokens: PositiveInt = 65536  # tokens of KV that one worker has memory for
@@ -349,11 +371,32 @@ class ClusterSpec(Section):
         return self
 
     @model_validator(mode="after")
-    def _simulated_together(self) -> ClusterSpec:
-        engines = {self.prefill.engine, self.decode.engine}
-        if "simulated" in engines and len(engines) > 1:
-            raise ValueError(
-                f"prefill.engine {self.prefill.engine} cannot hand state to decode.engine "
-                f"{self.decode.engine}: a simulated engine has none; set both to simulated"
+    def _engines_understand_each_other(self) -> ClusterSpec:
+        prefill, decode = self.prefill.engine, self.decode.engine
+        if prefill == decode:
+            return self
+        why = "vLLM lays state out in its own way and moves it with its own connector"
+        if "simulated" in (prefill, decode):
+            why = "a simulated engine has none"
+        raise ValueError(
+            f"prefill.engine {prefill} cannot hand state to decode.engine {decode}: {why}; "
+            f"set both to {decode}, or both to {prefill}"
+        )
+
+    @model_validator(mode="after")
+    def _vllm_can_share_the_model(self) -> ClusterSpec:
+        layout, ranks = self.decode.layout, self.prefill.layout.tp
+        if self.decode.engine != "vllm":
+            return self
+        problems = layout_problems(
+            "decode.layout", Sizes(layout.kvp, layout.tpa, layout.ep, layout.tpf)
+        )
+        if max(ranks, layout.ranks) % min(ranks, layout.ranks):
+            problems.append(
+                f"prefill.layout.tp {ranks} and the {layout.ranks} ranks of decode.layout: vLLM's "
+                "NIXL connector wants one to be a multiple of the other; set tp to "
+                f"{layout.ranks}"
             )
+        if problems:
+            raise ValueError("; ".join(problems))
         return self

@@ -25,9 +25,6 @@ def refuse_unbuilt(spec: ClusterSpec, flags: Mapping[str, str] | None = None) ->
         fix = f"{name} {instead}" if name.startswith("--") else f"{name}: {instead}"
         problems.append(f"{setting} is not built yet: {built}; set {fix}")
 
-    for role, engine in (("prefill", spec.prefill.engine), ("decode", spec.decode.engine)):
-        if engine == "vllm":
-            refuse(f"{role}.engine", engine, "the native and the simulated engine are", "native")
     for role, gpus in (
         ("prefill", spec.prefill.resources.gpu),
         ("decode", spec.decode.resources.gpu),

@@ -29,8 +29,10 @@ async def open_engine(
         from workers.engine.simulated.loading import open_simulated_engine
 
         return await open_simulated_engine(config, emit)
-    if config.engine != "native":
-        raise ValueError(f"engine {config.engine!r} is not built; use native or simulated")
+    if config.engine == "vllm":
+        from workers.engine.vllm.loading import open_vllm_engine
+
+        return await open_vllm_engine(config, emit)
     from workers.engine.native.loading import load_native_engine
 
     loaded = await asyncio.to_thread(load_native_engine, config, tracing)

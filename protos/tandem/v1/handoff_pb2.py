@@ -25,39 +25,45 @@ _sym_db = _symbol_database.Default()
 from protos.tandem.v1 import common_pb2 as protos_dot_tandem_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eprotos/tandem/v1/handoff.proto\x12\ttandem.v1\x1a\x1dprotos/tandem/v1/common.proto\"k\n\x06Layout\x12\x0b\n\x03kvp\x18\x01 \x01(\r\x12\x0b\n\x03tpa\x18\x02 \x01(\r\x12\x14\n\x0c\x62lock_tokens\x18\x03 \x01(\r\x12\x12\n\ninterleave\x18\x04 \x01(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x0e\n\x06\x64rafts\x18\x06 \x01(\x08\"\x81\x02\n\rHandoffTicket\x12\x13\n\x0breservation\x18\x01 \x01(\x04\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12!\n\x06layout\x18\x05 \x01(\x0b\x32\x11.tandem.v1.Layout\x12$\n\x05ranks\x18\x06 \x03(\x0b\x32\x15.tandem.v1.RankTarget\x12\x0e\n\x06\x62locks\x18\x07 \x03(\r\x12\x0c\n\x04slot\x18\x08 \x01(\r\x12\x0e\n\x06tokens\x18\t \x01(\r\x12\x10\n\x08lease_ms\x18\n \x01(\r\x12\x15\n\rgrowth_tokens\x18\x0b \x01(\r\"\x89\x01\n\nRankTarget\x12\x12\n\nagent_name\x18\x01 \x01(\t\x12\x16\n\x0e\x61gent_metadata\x18\x02 \x01(\x0c\x12\x13\n\x0bmemory_type\x18\x03 \x01(\t\x12\x11\n\tdevice_id\x18\x04 \x01(\r\x12\'\n\x07tensors\x18\x05 \x03(\x0b\x32\x16.tandem.v1.StateTensor\"e\n\x0bStateTensor\x12\"\n\x04kind\x18\x01 \x01(\x0e\x32\x14.tandem.v1.StateKind\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x04\x12\x12\n\npart_bytes\x18\x03 \x01(\x04\x12\r\n\x05parts\x18\x04 \x01(\r\"\xdc\x02\n\x08Manifest\x12\x13\n\x0breservation\x18\x01 \x01(\x04\x12\x10\n\x08transfer\x18\x02 \x01(\x04\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12(\n\rsource_layout\x18\x05 \x01(\x0b\x32\x11.tandem.v1.Layout\x12\x13\n\x0bsource_rank\x18\x06 \x01(\r\x12\x13\n\x0btarget_rank\x18\x07 \x01(\r\x12\x0e\n\x06number\x18\x08 \x01(\r\x12!\n\x06\x65xtent\x18\t \x01(\x0b\x32\x11.tandem.v1.Extent\x12*\n\x07regions\x18\n \x03(\x0b\x32\x19.tandem.v1.ManifestRegion\x12\x0c\n\x04last\x18\x0b \x01(\x08\x12\x0e\n\x06tokens\x18\x0c \x01(\r\x12\x16\n\x0e\x66irst_token_id\x18\r \x01(\r\x12\x16\n\x0emade_token_ids\x18\x0e \x03(\r\"j\n\x06\x45xtent\x12\x13\n\x0b\x66irst_token\x18\x01 \x01(\r\x12\x12\n\nlast_token\x18\x02 \x01(\r\x12\x13\n\x0b\x66irst_layer\x18\x03 \x01(\r\x12\x12\n\nlast_layer\x18\x04 \x01(\r\x12\x0e\n\x06hidden\x18\x05 \x01(\x08\"U\n\x0eManifestRegion\x12\"\n\x04kind\x18\x01 \x01(\x0e\x32\x14.tandem.v1.StateKind\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x10\n\x08\x63hecksum\x18\x03 \x01(\x06\"\x86\x02\n\x0eHandoffControl\x12\x13\n\x0breservation\x18\x01 \x01(\x04\x12\x10\n\x08transfer\x18\x02 \x01(\x04\x12!\n\x05\x63laim\x18\x03 \x01(\x0b\x32\x10.tandem.v1.ClaimH\x00\x12!\n\x05grant\x18\x04 \x01(\x0b\x32\x10.tandem.v1.GrantH\x00\x12#\n\x06\x64\x65nial\x18\x05 \x01(\x0b\x32\x11.tandem.v1.DenialH\x00\x12+\n\nrevocation\x18\x06 \x01(\x0b\x32\x15.tandem.v1.RevocationH\x00\x12,\n\x0bwriter_done\x18\x07 \x01(\x0b\x32\x15.tandem.v1.WriterDoneH\x00\x42\x07\n\x05\x61\x62out\"\x1f\n\x05\x43laim\x12\x16\n\x0e\x61gent_metadata\x18\x01 \x01(\x0c\"\x07\n\x05Grant\"?\n\x06\x44\x65nial\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.tandem.v1.ReasonCode\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"3\n\nRevocation\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.tandem.v1.ReasonCode\"C\n\nWriterDone\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.tandem.v1.ReasonCode\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t*\xaf\x01\n\tStateKind\x12\x1a\n\x16STATE_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17STATE_KIND_ATTENTION_KV\x10\x01\x12\x19\n\x15STATE_KIND_MAMBA_CONV\x10\x02\x12\x18\n\x14STATE_KIND_MAMBA_SSM\x10\x03\x12\x17\n\x13STATE_KIND_DRAFT_KV\x10\x04\x12\x1b\n\x17STATE_KIND_DRAFT_HIDDEN\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eprotos/tandem/v1/handoff.proto\x12\ttandem.v1\x1a\x1dprotos/tandem/v1/common.proto\"k\n\x06Layout\x12\x0b\n\x03kvp\x18\x01 \x01(\r\x12\x0b\n\x03tpa\x18\x02 \x01(\r\x12\x14\n\x0c\x62lock_tokens\x18\x03 \x01(\r\x12\x12\n\ninterleave\x18\x04 \x01(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x0e\n\x06\x64rafts\x18\x06 \x01(\x08\"\x97\x02\n\rHandoffTicket\x12\x13\n\x0breservation\x18\x01 \x01(\x04\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12!\n\x06layout\x18\x05 \x01(\x0b\x32\x11.tandem.v1.Layout\x12$\n\x05ranks\x18\x06 \x03(\x0b\x32\x15.tandem.v1.RankTarget\x12\x0e\n\x06\x62locks\x18\x07 \x03(\r\x12\x0c\n\x04slot\x18\x08 \x01(\r\x12\x0e\n\x06tokens\x18\t \x01(\r\x12\x10\n\x08lease_ms\x18\n \x01(\r\x12\x15\n\rgrowth_tokens\x18\x0b \x01(\r\x12\x14\n\x0cpull_address\x18\x0c \x01(\t\"\x89\x01\n\nRankTarget\x12\x12\n\nagent_name\x18\x01 \x01(\t\x12\x16\n\x0e\x61gent_metadata\x18\x02 \x01(\x0c\x12\x13\n\x0bmemory_type\x18\x03 \x01(\t\x12\x11\n\tdevice_id\x18\x04 \x01(\r\x12\'\n\x07tensors\x18\x05 \x03(\x0b\x32\x16.tandem.v1.StateTensor\"e\n\x0bStateTensor\x12\"\n\x04kind\x18\x01 \x01(\x0e\x32\x14.tandem.v1.StateKind\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x04\x12\x12\n\npart_bytes\x18\x03 \x01(\x04\x12\r\n\x05parts\x18\x04 \x01(\r\"\xdc\x02\n\x08Manifest\x12\x13\n\x0breservation\x18\x01 \x01(\x04\x12\x10\n\x08transfer\x18\x02 \x01(\x04\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12(\n\rsource_layout\x18\x05 \x01(\x0b\x32\x11.tandem.v1.Layout\x12\x13\n\x0bsource_rank\x18\x06 \x01(\r\x12\x13\n\x0btarget_rank\x18\x07 \x01(\r\x12\x0e\n\x06number\x18\x08 \x01(\r\x12!\n\x06\x65xtent\x18\t \x01(\x0b\x32\x11.tandem.v1.Extent\x12*\n\x07regions\x18\n \x03(\x0b\x32\x19.tandem.v1.ManifestRegion\x12\x0c\n\x04last\x18\x0b \x01(\x08\x12\x0e\n\x06tokens\x18\x0c \x01(\r\x12\x16\n\x0e\x66irst_token_id\x18\r \x01(\r\x12\x16\n\x0emade_token_ids\x18\x0e \x03(\r\"j\n\x06\x45xtent\x12\x13\n\x0b\x66irst_token\x18\x01 \x01(\r\x12\x12\n\nlast_token\x18\x02 \x01(\r\x12\x13\n\x0b\x66irst_layer\x18\x03 \x01(\r\x12\x12\n\nlast_layer\x18\x04 \x01(\r\x12\x0e\n\x06hidden\x18\x05 \x01(\x08\"U\n\x0eManifestRegion\x12\"\n\x04kind\x18\x01 \x01(\x0e\x32\x14.tandem.v1.StateKind\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x10\n\x08\x63hecksum\x18\x03 \x01(\x06\"\x86\x02\n\x0eHandoffControl\x12\x13\n\x0breservation\x18\x01 \x01(\x04\x12\x10\n\x08transfer\x18\x02 \x01(\x04\x12!\n\x05\x63laim\x18\x03 \x01(\x0b\x32\x10.tandem.v1.ClaimH\x00\x12!\n\x05grant\x18\x04 \x01(\x0b\x32\x10.tandem.v1.GrantH\x00\x12#\n\x06\x64\x65nial\x18\x05 \x01(\x0b\x32\x11.tandem.v1.DenialH\x00\x12+\n\nrevocation\x18\x06 \x01(\x0b\x32\x15.tandem.v1.RevocationH\x00\x12,\n\x0bwriter_done\x18\x07 \x01(\x0b\x32\x15.tandem.v1.WriterDoneH\x00\x42\x07\n\x05\x61\x62out\"\x1f\n\x05\x43laim\x12\x16\n\x0e\x61gent_metadata\x18\x01 \x01(\x0c\"\x07\n\x05Grant\"?\n\x06\x44\x65nial\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.tandem.v1.ReasonCode\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"3\n\nRevocation\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.tandem.v1.ReasonCode\"C\n\nWriterDone\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.tandem.v1.ReasonCode\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"{\n\x0bPullMessage\x12\x13\n\x0breservation\x18\x01 \x01(\x04\x12%\n\x05offer\x18\x02 \x01(\x0b\x32\x14.tandem.v1.PullOfferH\x00\x12\'\n\x06\x61nswer\x18\x03 \x01(\x0b\x32\x15.tandem.v1.PullAnswerH\x00\x42\x07\n\x05\x61\x62out\"\xbc\x01\n\tPullOffer\x12\x16\n\x0e\x61nswer_address\x18\x01 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0e\n\x06tokens\x18\x04 \x01(\r\x12\x17\n\x0fhas_first_token\x18\x05 \x01(\x08\x12\x16\n\x0e\x66irst_token_id\x18\x06 \x01(\r\x12\x1a\n\x12kv_transfer_params\x18\x07 \x01(\t\x12\x10\n\x08unwanted\x18\x08 \x01(\x08\"X\n\nPullAnswer\x12\x13\n\x0btransfer_ms\x18\x01 \x01(\x01\x12%\n\x06reason\x18\x02 \x01(\x0e\x32\x15.tandem.v1.ReasonCode\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t*\xaf\x01\n\tStateKind\x12\x1a\n\x16STATE_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17STATE_KIND_ATTENTION_KV\x10\x01\x12\x19\n\x15STATE_KIND_MAMBA_CONV\x10\x02\x12\x18\n\x14STATE_KIND_MAMBA_SSM\x10\x03\x12\x17\n\x13STATE_KIND_DRAFT_KV\x10\x04\x12\x1b\n\x17STATE_KIND_DRAFT_HIDDEN\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.tandem.v1.handoff_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STATEKIND']._serialized_start=1729
-  _globals['_STATEKIND']._serialized_end=1904
+  _globals['_STATEKIND']._serialized_start=2157
+  _globals['_STATEKIND']._serialized_end=2332
   _globals['_LAYOUT']._serialized_start=76
   _globals['_LAYOUT']._serialized_end=183
   _globals['_HANDOFFTICKET']._serialized_start=186
-  _globals['_HANDOFFTICKET']._serialized_end=443
-  _globals['_RANKTARGET']._serialized_start=446
-  _globals['_RANKTARGET']._serialized_end=583
-  _globals['_STATETENSOR']._serialized_start=585
-  _globals['_STATETENSOR']._serialized_end=686
-  _globals['_MANIFEST']._serialized_start=689
-  _globals['_MANIFEST']._serialized_end=1037
-  _globals['_EXTENT']._serialized_start=1039
-  _globals['_EXTENT']._serialized_end=1145
-  _globals['_MANIFESTREGION']._serialized_start=1147
-  _globals['_MANIFESTREGION']._serialized_end=1232
-  _globals['_HANDOFFCONTROL']._serialized_start=1235
-  _globals['_HANDOFFCONTROL']._serialized_end=1497
-  _globals['_CLAIM']._serialized_start=1499
-  _globals['_CLAIM']._serialized_end=1530
-  _globals['_GRANT']._serialized_start=1532
-  _globals['_GRANT']._serialized_end=1539
-  _globals['_DENIAL']._serialized_start=1541
-  _globals['_DENIAL']._serialized_end=1604
-  _globals['_REVOCATION']._serialized_start=1606
-  _globals['_REVOCATION']._serialized_end=1657
-  _globals['_WRITERDONE']._serialized_start=1659
-  _globals['_WRITERDONE']._serialized_end=1726
+  _globals['_HANDOFFTICKET']._serialized_end=465
+  _globals['_RANKTARGET']._serialized_start=468
+  _globals['_RANKTARGET']._serialized_end=605
+  _globals['_STATETENSOR']._serialized_start=607
+  _globals['_STATETENSOR']._serialized_end=708
+  _globals['_MANIFEST']._serialized_start=711
+  _globals['_MANIFEST']._serialized_end=1059
+  _globals['_EXTENT']._serialized_start=1061
+  _globals['_EXTENT']._serialized_end=1167
+  _globals['_MANIFESTREGION']._serialized_start=1169
+  _globals['_MANIFESTREGION']._serialized_end=1254
+  _globals['_HANDOFFCONTROL']._serialized_start=1257
+  _globals['_HANDOFFCONTROL']._serialized_end=1519
+  _globals['_CLAIM']._serialized_start=1521
+  _globals['_CLAIM']._serialized_end=1552
+  _globals['_GRANT']._serialized_start=1554
+  _globals['_GRANT']._serialized_end=1561
+  _globals['_DENIAL']._serialized_start=1563
+  _globals['_DENIAL']._serialized_end=1626
+  _globals['_REVOCATION']._serialized_start=1628
+  _globals['_REVOCATION']._serialized_end=1679
+  _globals['_WRITERDONE']._serialized_start=1681
+  _globals['_WRITERDONE']._serialized_end=1748
+  _globals['_PULLMESSAGE']._serialized_start=1750
+  _globals['_PULLMESSAGE']._serialized_end=1873
+  _globals['_PULLOFFER']._serialized_start=1876
+  _globals['_PULLOFFER']._serialized_end=2064
+  _globals['_PULLANSWER']._serialized_start=2066
+  _globals['_PULLANSWER']._serialized_end=2154
 # @@protoc_insertion_point(module_scope)

@@ -105,6 +105,7 @@ class HandoffTicket(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     LEASE_MS_FIELD_NUMBER: _builtins.int
     GROWTH_TOKENS_FIELD_NUMBER: _builtins.int
+    PULL_ADDRESS_FIELD_NUMBER: _builtins.int
     reservation: _builtins.int
     """random, never used twice: writes of an earlier one are told apart"""
     worker_id: _builtins.str
@@ -118,6 +119,8 @@ class HandoffTicket(_message.Message):
     """without a Renew in that time, nothing more may be written"""
     growth_tokens: _builtins.int
     """so many fewer may come: the request still decodes; 0: exactly"""
+    pull_address: _builtins.str
+    """pull hand-off: where prefill says what there is to read"""
     @_builtins.property
     def layout(self) -> Global___Layout: ...
     @_builtins.property
@@ -142,10 +145,11 @@ class HandoffTicket(_message.Message):
         tokens: _builtins.int = ...,
         lease_ms: _builtins.int = ...,
         growth_tokens: _builtins.int = ...,
+        pull_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["layout", b"layout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "epoch", b"epoch", "growth_tokens", b"growth_tokens", "layout", b"layout", "lease_ms", b"lease_ms", "model_fingerprint", b"model_fingerprint", "ranks", b"ranks", "reservation", b"reservation", "slot", b"slot", "tokens", b"tokens", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "epoch", b"epoch", "growth_tokens", b"growth_tokens", "layout", b"layout", "lease_ms", b"lease_ms", "model_fingerprint", b"model_fingerprint", "pull_address", b"pull_address", "ranks", b"ranks", "reservation", b"reservation", "slot", b"slot", "tokens", b"tokens", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -502,3 +506,110 @@ class WriterDone(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WriterDone: _TypeAlias = WriterDone  # noqa: Y015
+
+@_typing.final
+class PullMessage(_message.Message):
+    """Pull hand-off: the engines move the state themselves, decode reading from prefill. The ticket only
+    says where to send the offer; what and how to read is the engine's own business.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATION_FIELD_NUMBER: _builtins.int
+    OFFER_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    reservation: _builtins.int
+    @_builtins.property
+    def offer(self) -> Global___PullOffer: ...
+    @_builtins.property
+    def answer(self) -> Global___PullAnswer: ...
+    def __init__(
+        self,
+        *,
+        reservation: _builtins.int = ...,
+        offer: Global___PullOffer | None = ...,
+        answer: Global___PullAnswer | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "answer", b"answer", "offer", b"offer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "answer", b"answer", "offer", b"offer", "reservation", b"reservation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_about: _TypeAlias = _typing.Literal["offer", "answer"]  # noqa: Y015
+    _WhichOneofArgType_about: _TypeAlias = _typing.Literal["about", b"about"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_about) -> _WhichOneofReturnType_about | None: ...
+
+Global___PullMessage: _TypeAlias = PullMessage  # noqa: Y015
+
+@_typing.final
+class PullOffer(_message.Message):
+    """From prefill: the prompt is read, and its state is kept until decode has it or the lease ends."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWER_ADDRESS_FIELD_NUMBER: _builtins.int
+    MODEL_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    HAS_FIRST_TOKEN_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_ID_FIELD_NUMBER: _builtins.int
+    KV_TRANSFER_PARAMS_FIELD_NUMBER: _builtins.int
+    UNWANTED_FIELD_NUMBER: _builtins.int
+    answer_address: _builtins.str
+    model_fingerprint: _builtins.str
+    epoch: _builtins.int
+    tokens: _builtins.int
+    """that the state covers"""
+    has_first_token: _builtins.bool
+    first_token_id: _builtins.int
+    """sampled by prefill, not in the state"""
+    kv_transfer_params: _builtins.str
+    """JSON, as the engine of decode takes it"""
+    unwanted: _builtins.bool
+    """the answer ended with its first token: only let go"""
+    def __init__(
+        self,
+        *,
+        answer_address: _builtins.str = ...,
+        model_fingerprint: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        has_first_token: _builtins.bool = ...,
+        first_token_id: _builtins.int = ...,
+        kv_transfer_params: _builtins.str = ...,
+        unwanted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_address", b"answer_address", "epoch", b"epoch", "first_token_id", b"first_token_id", "has_first_token", b"has_first_token", "kv_transfer_params", b"kv_transfer_params", "model_fingerprint", b"model_fingerprint", "tokens", b"tokens", "unwanted", b"unwanted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PullOffer: _TypeAlias = PullOffer  # noqa: Y015
+
+@_typing.final
+class PullAnswer(_message.Message):
+    """From decode: the state is here, or will never be read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSFER_MS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    transfer_ms: _builtins.float
+    reason: _common_pb2.ReasonCode.ValueType
+    """unspecified: it is here"""
+    detail: _builtins.str
+    def __init__(
+        self,
+        *,
+        transfer_ms: _builtins.float = ...,
+        reason: _common_pb2.ReasonCode.ValueType = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "reason", b"reason", "transfer_ms", b"transfer_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PullAnswer: _TypeAlias = PullAnswer  # noqa: Y015

@@ -19,7 +19,7 @@ from router.dispatcher import Dispatcher
 from router.requests import ClientRequest, Finished
 from workers.config import WorkerConfig
 from workers.engine.commands import Sampling
-from workers.engine.simulated.notifications import Notifications
+from workers.handoff.notifications import Notifications
 from workers.engine.simulated.text import expected_answer
 from workers.engine.simulated.times import LinearTimes
 from workers.registry import WorkerRecord

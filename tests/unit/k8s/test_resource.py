@@ -71,7 +71,25 @@ _pods = st.fixed_dictionaries(
     },
 )
 _pool = {
-    "engine": st.sampled_from(["native", "vllm", "other"]),
+    "engine": st.sampled_from(["native", "vllm", "vllm", "other"]),
+    "vllm": st.fixed_dictionaries(
+        {},
+        optional={
+            "python": st.just("/opt/vllm/bin/python"),
+            "args": st.lists(
+                st.sampled_from(
+                    [
+                        "--max-model-len=1024",
+                        "--model=x",
+                        "--enforce-eager",
+                        "-tp",
+                        "--max_num_seqs=2",
+                    ]
+                ),
+                max_size=2,
+            ),
+        },
+    ),
     "workers": _workers,
     "resources": st.fixed_dictionaries({}, optional={"cpu": _sizes, "gpu": st.integers(-1, 8)}),
 }
@@ -91,7 +109,13 @@ _specs = st.fixed_dictionaries(
         ),
         "store": st.sampled_from(["embedded", "redis://h:1/0", "unix:///s", "http://h", ""]),
         "classes": st.dictionaries(st.sampled_from(["a", "fast_1", "A", "", "9"]), _targets),
-        "prefill": st.fixed_dictionaries({}, optional=_pool),
+        "prefill": st.fixed_dictionaries(
+            {},
+            optional={
+                **_pool,
+                "layout": st.fixed_dictionaries({}, optional={"tp": st.integers(0, 4)}),
+            },
+        ),
         "decode": st.fixed_dictionaries(
             {},
             optional={
@@ -151,6 +175,17 @@ _WRONG: list[dict[str, object]] = [
     {"decode": {"workers": {"min": 0}}},
     {"decode": {"layout": {"kvp": 2}}},
     {"decode": {"draft_tokens": 8}},
+    {"decode": {"engine": "vllm"}},
+    {
+        "prefill": {"engine": "vllm"},
+        "decode": {"engine": "vllm", "layout": {"kvp": 2, "tpa": 2, "tpf": 4}},
+    },
+    {
+        "prefill": {"engine": "vllm", "layout": {"tp": 2}},
+        "decode": {"engine": "vllm", "layout": {"tpa": 3, "tpf": 3}},
+    },
+    {"prefill": {"vllm": {"args": ["--model=x"]}}},
+    {"decode": {"vllm": {"args": ["--max_num_seqs", "2"]}}},
     {"router": {"grpc": "127.0.0.1:1", "http": "127.0.0.1:1"}},
     {"router": {"grpc": "127.0.0.1:0"}},
     {"router": {"grpc": "a:8000", "http": "b:8000"}},

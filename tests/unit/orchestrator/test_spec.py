@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from orchestrator.runtime.worker_configs import worker_config
 from orchestrator.spec import ClusterSpec, SpecError, dump_spec, load_spec, refuse_unbuilt
+from workers.config import WorkerConfig
 
 
 def _problems(text: str, folder: Path) -> tuple[str, ...]:
@@ -177,8 +179,6 @@ def test_a_fault_in_a_flag_names_the_flag() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("prefill.engine", "vllm", "set prefill.engine: native"),
-        ("decode.engine", "vllm", "set decode.engine: native"),
         ("decode.resources.gpu", 2, "set decode.resources.gpu: 1"),
         ("autoscaling.mode", "advisory", 'set autoscaling.mode: "off"'),
     ],
@@ -224,10 +224,58 @@ def test_simulated_workers_only_hand_over_to_simulated_ones() -> None:
         load_spec(None, {"decode.engine": "simulated"})
 
 
+_VLLM = {"prefill.engine": "vllm", "decode.engine": "vllm"}
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_vllm_workers_only_hand_over_to_their_like(role: str) -> None:
+    refuse_unbuilt(load_spec(None, _VLLM))
+    with pytest.raises(SpecError, match="its own connector; set both to"):
+        load_spec(None, {f"{role}.engine": "vllm"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"decode.layout": {"kvp": 2, "tpa": 2, "tpf": 4}}, "decode_context_parallel_size"),
+        ({"decode.layout": {"tpa": 4, "ep": 2, "tpf": 2}}, "--enable-expert-parallel"),
+        (
+            {"prefill.layout.tp": 2, "decode.layout": {"tpa": 3, "tpf": 3}},
+            "one to be a multiple of the other",
+        ),
+        ({"prefill.vllm.args": ["--port=1"]}, "--port follows from router.http"),
+        ({"decode.vllm.args": ["--max_num_seqs=9"]}, "follows from max_requests"),
+    ],
+)
+def test_what_vllm_asserts_against_is_refused_before_anything_starts(
+    fields: dict[str, object], says: str
+) -> None:
+    with pytest.raises(SpecError, match=says):
+        load_spec(None, {**_VLLM, **fields})
+
+
+def test_vllm_takes_tensor_parallel_pools_of_different_sizes_and_its_own_arguments() -> None:
+    spec = load_spec(
+        None,
+        {
+            **_VLLM,
+            "prefill.layout.tp": 4,
+            "prefill.vllm.args": ["--max-num-batched-tokens=16384"],
+            "decode.layout": {"tpa": 2, "ep": 2},
+            "decode.vllm.python": "/opt/vllm/bin/python",
+        },
+    )
+    prefill = worker_config(spec, "prefill", None, "c")
+    decode = worker_config(spec, "decode", None, "c")
+    assert (prefill.vllm_args, prefill.interpreter) == (("--max-num-batched-tokens=16384",), "")
+    assert decode.interpreter == "/opt/vllm/bin/python"
+    assert WorkerConfig.from_json(prefill.to_json()) == prefill
+
+
 def test_what_is_not_built_is_named_by_its_flag_where_a_flag_set_it() -> None:
-    spec = load_spec(None, {"decode.engine": "vllm"})
-    with pytest.raises(SpecError, match=r"^--engine vllm is not built yet: .*; set --engine n"):
-        refuse_unbuilt(spec, {"decode.engine": "--engine"})
+    spec = load_spec(None, {"decode.resources.gpu": 2})
+    with pytest.raises(SpecError, match=r"^--gpus 2 is not built yet: .*; set --gpus 1"):
+        refuse_unbuilt(spec, {"decode.resources.gpu": "--gpus"})
 
 
 @pytest.mark.parametrize("prefill_workers", [0, 1])

@@ -15,9 +15,9 @@ from workers.engine.facts import EngineFacts
 from workers.engine.simulated.engine import Identity, SimulatedEngine
 from workers.engine.simulated.limits import Limits
 from workers.engine.simulated.loop import SimulatedLoop
-from workers.engine.simulated.notifications import Notifications
 from workers.engine.simulated.prefixes import Prefixes
 from workers.engine.simulated.times import LinearTimes, StepTimes
+from workers.handoff.notifications import Notifications
 
 _EPOCH = 0
 

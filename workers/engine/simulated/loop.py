@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from workers.engine.commands import Command
 from workers.engine.events import StepEvents
 from workers.engine.simulated.engine import SimulatedEngine
-from workers.engine.simulated.notifications import Notifications
+from workers.handoff.notifications import Notifications
 
 _LOG = logging.getLogger(__name__)
 

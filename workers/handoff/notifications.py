@@ -1,4 +1,4 @@
-"""Carries hand-offs between simulated workers: one TCP connection to each worker written to.
+"""Carries short messages about hand-offs: one TCP connection to each worker written to.
 
 A stream and no datagrams, because a burst of hand-offs overruns the buffer of a socket, and each
 one that is lost costs its request a whole lease.
