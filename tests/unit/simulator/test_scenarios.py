@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import UsageError
 from orchestrator.simulator.cluster import Cluster
-from orchestrator.simulator.counts import Observation
+from orchestrator.simulator.counts import Change, Observation
 from orchestrator.simulator.prefixes import TRACE_BLOCK_TOKENS
 from orchestrator.simulator.scenario import Moment, read_scenario
 from orchestrator.simulator.simulation import Outcome, Settings, Simulation
@@ -154,9 +154,9 @@ def test_without_prefill_workers_prompts_are_read_where_they_are_decoded() -> No
 def test_a_policy_is_asked_every_period_and_obeyed() -> None:
     asked: list[Observation] = []
 
-    def two_more(observed: Observation, wanted: Mapping[Role, int]) -> Mapping[Role, int]:
+    def two_more(observed: Observation, wanted: Mapping[Role, int]) -> Change:
         asked.append(observed)
-        return {"prefill": 2, "decode": 5 if observed.now_s >= 10.0 else wanted["decode"]}
+        return Change({"prefill": 2, "decode": 5 if observed.now_s >= 10.0 else wanted["decode"]})
 
     outcome = Simulation(cluster(), traffic(400, 20.0), counts=two_more).run()
     assert [one.now_s for one in asked[:3]] == [5.0, 10.0, 15.0]
