@@ -9,13 +9,19 @@ have made many more than the answers that ended let expect, answers have become 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from orchestrator.autoscaler.observation import LENGTH_BINS, Traffic, bin_tokens
 from orchestrator.planner.workload import Workload
 
-_TELLING = 1.25  # running answers must be so many times as long as expected
 _LEAST_RUNNING = 10
+# How clear it must be that answers are longer: the share by which they exceed what is expected, and
+# standard errors of a mean of ages, whose coefficient of variation is at most about this.
+_TELLING = 0.25
+_ERRORS = 3.0
+_AGE_CV = 0.8
 
 
 class Lengths:
@@ -50,7 +56,8 @@ class Lengths:
         if traffic.running >= _LEAST_RUNNING and self._answers:
             made = traffic.running_tokens / traffic.running
             told = made / (self._mean_osl * (1.0 + self._osl_scv) / 2.0)
-            self._longer = told if told > _TELLING else 1.0
+            doubt = _ERRORS * _AGE_CV / math.sqrt(traffic.running)
+            self._longer = told if told > 1.0 + max(_TELLING, doubt) else 1.0
 
     @property
     def _mean_osl(self) -> float:

@@ -42,6 +42,7 @@ class Pools:
         self.starting: dict[Role, int] = dict.fromkeys(ROLES, 0)
         self._pending: deque[Role] = deque()
         self._due: dict[int, Role] = {}
+        self._starts = itertools.count()
         self._leaving: set[str] = set()
         self._flipping: dict[str, Role] = {}
         self.gpus = cluster.gpus
@@ -84,6 +85,8 @@ class Pools:
             surplus = have - self.wanted[role]
             while surplus > 0 and role in self._pending:
                 self._pending.remove(role)
+                surplus -= 1
+            while surplus > 0 and self._call_off(role):
                 surplus -= 1
             here.sort(key=lambda worker: (len(worker.jobs), worker.worker_id))
             for worker in here[: max(surplus, 0)]:
@@ -157,12 +160,24 @@ class Pools:
             self._pending.popleft()
             self._count_gpus(kind.gpus)
             self.starting[role] += 1
-            number = len(self._due)
+            number = next(self._starts)
             self._due[number] = role
             self._agenda.at(self._agenda.now_s + kind.cold_start_s, self._started, number)
 
+    def _call_off(self, role: Role) -> bool:
+        """End the youngest start of a role, as Ray Serve does before it stops what serves."""
+        number = next((key for key in reversed(self._due) if self._due[key] == role), None)
+        if number is None:
+            return False
+        del self._due[number]
+        self.starting[role] -= 1
+        self._count_gpus(-self._cluster.kinds[role].gpus)
+        return True
+
     def _started(self, number: int) -> None:
-        role = self._due[number]
+        role = self._due.pop(number, None)
+        if role is None:
+            return  # it was called off
         self.starting[role] -= 1
         self._serve(role)
 
