@@ -79,7 +79,13 @@ def writing(
         factor: measured steps a second over predicted ones.
     """
     accepted = kind.times.acceptance_length
-    most = min(float(kind.max_requests), kind.kv_tokens / max(workload.held, 1.0))
+    # Who is first in the queue waits until there is room for all of it, and a few long requests take
+    # the place of many: room for a long one stays free, and by Hayward's approximation (Fredericks,
+    # 1980) what is left counts as so many fewer, larger places.
+    longest = workload.isl_percentile + workload.held - workload.mean_isl
+    room = max(kind.kv_tokens - longest, workload.held)
+    peaked = 1.0 + max(workload.isl_scv, 0.0) * (workload.mean_isl / workload.held) ** 2
+    most = min(float(kind.max_requests), room / workload.held / peaked)
     slots = decoding = max(most, 1.0)
     step_s = hold_s = 0.0
     for _ in range(_ITERATIONS):

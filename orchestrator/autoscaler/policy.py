@@ -69,6 +69,7 @@ class TandemPolicy:
         self._hold_s = max(ground.cold_start_s * tuning.hold_share, tuning.least_hold_s)
         self._kept: deque[tuple[float, dict[Role, int]]] = deque()
         self._quiet_s = 0.0
+        self._began_s: float | None = None
         self._numbers = itertools.count(1)
 
     def __call__(self, observed: Observation, wanted: Mapping[Role, int]) -> Change:
@@ -85,12 +86,9 @@ class TandemPolicy:
         need = self._need(sizing, 0.0 if idle else up_rps + backlog_rps)
         keep_need = self._need(sizing, 0.0 if idle else max(down_rps, up_rps) + backlog_rps)
         up, keep = self._bounded(need), self._bounded(keep_need)
-        # Somebody whose time is up has nothing to say any more; idle pools need not be waited for.
-        self._kept.append((observed.now_s, keep))
-        while self._kept[0][0] < observed.now_s - self._hold_s:
-            self._kept.popleft()
-        held = {role: max(one[role] for _, one in self._kept) for role in ROLES}
+        keep = {role: max(up[role], keep[role]) for role in ROLES}
         have: dict[Role, int] = {role: observed.expected(role) for role in ROLES}
+        held = self._held(observed.now_s, have, keep)
         after = self._target(observed, have, up, keep, held)
         flips = self._flips(observed, have, after, keep)
         if after == have and not any(flips.values()):
@@ -109,6 +107,21 @@ class TandemPolicy:
             self._alternatives(have, after, flips, held, up),
         )
         return Change(after, flips, decision)
+
+    def _held(
+        self, now_s: float, have: Mapping[Role, int], keep: Mapping[Role, int]
+    ) -> dict[Role, int]:
+        """The most that was worth keeping within the time that a surplus must last."""
+        if self._began_s is None:
+            self._began_s = now_s
+        self._kept.append((now_s, dict(keep)))
+        while self._kept[0][0] < now_s - self._hold_s:
+            self._kept.popleft()
+        held = {role: max(one[role] for _, one in self._kept) for role in ROLES}
+        if now_s - self._began_s < self._hold_s:
+            # Nothing is known yet of the time before.
+            return {role: max(have[role], held[role]) for role in ROLES}
+        return held
 
     def _learn(self, observed: Observation) -> None:
         traffic = observed.traffic
