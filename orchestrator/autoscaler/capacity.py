@@ -79,9 +79,9 @@ def writing(
         factor: measured steps a second over predicted ones.
     """
     accepted = kind.times.acceptance_length
-    # Who is first in the queue waits until there is room for all of it, and a few long requests take
-    # the place of many: room for a long one stays free, and by Hayward's approximation (Fredericks,
-    # 1980) what is left counts as so many fewer, larger places.
+    # Who is first in the queue waits until there is room for all of it, and a few long requests
+    # take the place of many: room for a long one stays free, and by Hayward's approximation
+    # (Fredericks, 1980) what is left counts as so many fewer, larger places.
     longest = workload.isl_percentile + workload.held - workload.mean_isl
     room = max(kind.kv_tokens - longest, workload.held)
     peaked = 1.0 + max(workload.isl_scv, 0.0) * (workload.mean_isl / workload.held) ** 2

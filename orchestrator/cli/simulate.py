@@ -79,10 +79,17 @@ def simulate(
         Path | None,
         typer.Option(help="Record what the core was told, for `python -m router.replay`."),
     ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            help="Autoscaling: tandem, ray-default, per-role, threshold, static-best or oracle."
+        ),
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write a report with plots.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Run a trace through the router's own core on a simulated cluster."""
+    from orchestrator.cli.simulate_policy import policy_named
     from orchestrator.simulator.building import Options, read_cluster
     from orchestrator.simulator.results import Results
     from orchestrator.simulator.scenario import read_scenario
@@ -115,9 +122,10 @@ def simulate(
         )
     moments = [] if scenario is None else read_scenario(scenario)
     settings = Settings(seed=seed, every_token=every_token)
+    counts = policy_named(policy, one, requests, cold_start_s)
     began_s = time.perf_counter()
     with _progress_bar(len(requests)) as advance, _recording(event_log, one.policy) as watch:
-        outcome = Simulation(one, requests, moments, settings, watch=watch).run(advance)
+        outcome = Simulation(one, requests, moments, settings, counts, watch).run(advance)
     results = Results.of(one, outcome, len(requests), time.perf_counter() - began_s)
     if html is not None:
         _write_page(results, html, trace)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+
+from pydantic import BaseModel
 
 from orchestrator.autoscaler.baselines import FixedCounts
 from orchestrator.autoscaler.ground import Ground
 from orchestrator.autoscaler.observation import CountPolicy
 from orchestrator.simulator.cluster import Cluster
-from orchestrator.simulator.recording import Sample
 from orchestrator.simulator.results import Results
 from orchestrator.simulator.simulation import Settings, Simulation
 from orchestrator.simulator.trace import TraceRequest
@@ -26,6 +27,7 @@ class Figures:
         refused: requests that were turned away at once because they would have waited too long.
         goodput_per_gpu_hour: requests that met both targets, for each GPU-hour.
         actions: changes of counts or roles.
+        timeline: (seconds, prefill workers, decode workers) that serve.
     """
 
     policy: str
@@ -38,7 +40,31 @@ class Figures:
     actions: int
     actions_per_hour: float
     hours: float
-    timeline: tuple[Sample, ...]
+    timeline: tuple[tuple[float, int, int], ...]
+
+    def document(self) -> dict[str, object]:
+        """For a JSON file."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, document: Mapping[str, object]) -> Figures:
+        """What `document` gave. Raises ValidationError for anything else."""
+        values = _Stored.model_validate(document)
+        return cls(**{field.name: getattr(values, field.name) for field in fields(cls)})
+
+
+class _Stored(BaseModel):
+    policy: str
+    requests: int
+    attainment: float
+    lost: int
+    refused: int
+    gpu_hours: float
+    goodput_per_gpu_hour: float
+    actions: int
+    actions_per_hour: float
+    hours: float
+    timeline: tuple[tuple[float, int, int], ...]
 
 
 def run(
@@ -74,7 +100,9 @@ def run(
         actions=len(outcome.decisions),
         actions_per_hour=len(outcome.decisions) / hours,
         hours=hours,
-        timeline=tuple(outcome.samples),
+        timeline=tuple(
+            (one.at_s, one.prefill_serving, one.decode_serving) for one in outcome.samples
+        ),
     )
 
 

@@ -66,17 +66,18 @@ def lengths(rate_rps: float = 5.0, seconds: float = 3600.0) -> Shape:
         return min(max((at_s - middle_s) / over_s + 0.5, 0.0), 1.0)
 
     def isl(at_s: float) -> float:
-        return 8000.0 * (1000.0 / 8000.0) ** share(at_s)
+        return 8000.0 * math.pow(1000.0 / 8000.0, share(at_s))
 
     def osl(at_s: float) -> float:
-        return 150.0 * (1500.0 / 150.0) ** share(at_s)
+        return 150.0 * math.pow(1500.0 / 150.0, share(at_s))
 
     return Shape("lengths", seconds, lambda _: rate_rps, rate_rps, isl, osl)
 
 
 def requests_of(shape: Shape, seed: int = 0) -> list[TraceRequest]:
     """The requests of a shape, in order of arrival."""
-    rng, at_s, out = random.Random(seed), 0.0, []
+    rng, at_s = random.Random(seed), 0.0
+    out: list[TraceRequest] = []
     while True:
         at_s += rng.expovariate(shape.most_rps)
         if at_s >= shape.seconds:
@@ -94,7 +95,7 @@ def requests_of(shape: Shape, seed: int = 0) -> list[TraceRequest]:
 def thickened(requests: Sequence[TraceRequest], copies: int, seed: int = 0) -> list[TraceRequest]:
     """Each request so many times, at moments of its own within half a minute: the same traffic at a
     higher rate. Copies share no prefixes with each other."""
-    rng, out = random.Random(seed), []
+    rng, out = random.Random(seed), list[TraceRequest]()
     most = 1 + max((max(one.hash_ids, default=0) for one in requests), default=0)
     for one in requests:
         out.append(one)
