@@ -1,7 +1,7 @@
 """What the report compares: traffic, workers, targets and cold starts.
 
 Workers are Llama 3.1 70B in FP8, each on one H200, for both roles, by the assumed efficiencies of
-`workers/perf`; so layouts are equal and roles can be flipped. Requests of the traces are sent twice,
+`workers/perf`; layouts are equal, so roles can be flipped. Requests of traces are sent twice,
 so that more than a handful of workers is needed; copies have their own moments and prefixes.
 """
 
