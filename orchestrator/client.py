@@ -68,6 +68,14 @@ class Client:
         except grpc.RpcError as error:
             self._raise(error)
 
+    def scale(self, role: str, workers: int) -> int:
+        """Set how many workers a pool has; the number that it is meant to have then."""
+        request = admin_pb2.ScaleRequest(role=role, workers=workers)
+        try:
+            return self._admin.Scale(request).workers
+        except grpc.RpcError as error:
+            self._raise(error)
+
     def generate(
         self, request: inference_pb2.GenerateRequest
     ) -> Iterator[inference_pb2.GenerateResponse]:

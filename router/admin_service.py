@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import grpc
-
 from protos.tandem.v1 import admin_pb2, admin_pb2_grpc, common_pb2
 from router.access import Access
 from router.core.explain import Explanation
@@ -12,8 +10,9 @@ from router.core.request import Decision
 from router.dispatcher import Dispatcher
 from router.errors import refusal
 from router.grpc_services import Context, telling, texts_of
-from router.orders import drain, flip
+from router.orders import drain, flip, scale
 from router.status import status_message
+from workers.pool_desk import PoolDesk
 
 _WATCH_MS = 1000
 _LEAST_WATCH_MS = 50
@@ -22,9 +21,13 @@ _LEAST_WATCH_MS = 50
 class AdminService(admin_pb2_grpc.AdminServicer):
     """The calls of operators."""
 
-    def __init__(self, dispatcher: Dispatcher, access: Access) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, access: Access, desk: PoolDesk | None = None
+    ) -> None:
+        """`desk` takes what is asked of the pools to whoever runs them."""
         self._dispatcher = dispatcher
         self._access = access
+        self._desk = desk
 
     async def GetStatus(  # noqa: N802
         self,
@@ -101,13 +104,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     ) -> admin_pb2.ScaleResponse:
         async with telling(context):
             self._access.tenant(texts_of(context).get("authorization"), context.peer())
-            # Ray Serve starts and stops workers, and a router knows nothing of Ray.
-            await context.abort(
-                grpc.StatusCode.UNIMPLEMENTED,
-                "routers start and stop no workers: change prefill.workers or decode.workers in "
-                "the spec, and whoever runs the pools (tandem up, the operator) does it; "
-                "Admin.Drain empties a worker first",
-            )
+            workers = await scale(self._desk, request.role, request.workers)
+            return admin_pb2.ScaleResponse(workers=workers)
 
 
 def _explained(explanation: Explanation) -> admin_pb2.ExplainResponse:

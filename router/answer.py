@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from router.outbox import Outbox, OutboxReader
 from router.requests import Delta, Finished
@@ -21,6 +21,20 @@ class Answer:
     async def next(self) -> Delta | Finished:
         """Everything that is new, as soon as something is; Finished comes last."""
         return await self._reader.next()
+
+    async def pour(
+        self, send: Callable[[Delta], bool], room: Callable[[], Awaitable[None]]
+    ) -> Finished:
+        """Give `send` everything as it comes; when it answers False, waits for `room` first."""
+
+        def send_and_note(delta: Delta) -> bool:
+            taken = send(delta)
+            self.sent()
+            return taken
+
+        while (finished := await self._reader.pour(send_and_note)) is None:
+            await room()
+        return finished
 
     def sent(self) -> None:
         """What `next` gave last is on its way to the client: note how long that took."""

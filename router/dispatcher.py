@@ -131,6 +131,8 @@ class Dispatcher:
         self._matching = MatchingWindow()
         self._inbox: deque[Event] = deque()
         self._handling = False
+        self._settling = False
+        self._stopped = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s: float | None = None
         self._epoch_ns = 0
@@ -157,13 +159,14 @@ class Dispatcher:
     async def stop(self) -> None:
         """End everything and free it; harmless after a start that failed."""
         self.end_all()
-        if self._timer is not None:
-            self._timer.cancel()
         if self._following is not None:
             self._following.cancel()
             await asyncio.wait([self._following])
         await self._members.close()
         self._intake.close()
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
         if self._directory is not None:
             await self._directory.close()
         if self._event_log is not None:
@@ -370,6 +373,16 @@ class Dispatcher:
                     self._tell_change()
         finally:
             self._handling = False
+        if not self._settling:
+            # Once for all events of this turn of the loop: a message of a worker brings many.
+            self._settling = True
+            asyncio.get_running_loop().call_soon(self._settle)
+
+    def _settle(self) -> None:
+        """Set the timer, and tell listeners, as the events of this turn have left it."""
+        self._settling = False
+        if self._stopped:
+            return
         self._set_timer()
         if self.ready != self._was_ready:
             self._was_ready = self.ready

@@ -77,6 +77,7 @@ _TABLE: dict[Reason, Presentation] = {
     ),
     common_pb2.REASON_NOT_DRAINED: _NOT_SO,
     common_pb2.REASON_LAYOUT_MISMATCH: _NOT_SO,
+    common_pb2.REASON_POOLS_UNATTENDED: _NOT_SO,
     common_pb2.REASON_NO_WORKERS: _UNAVAILABLE,
     common_pb2.REASON_SHUTTING_DOWN: _UNAVAILABLE,
     common_pb2.REASON_DRAINING: _UNAVAILABLE,

@@ -18,6 +18,7 @@ from router.config import RouterConfig
 from router.dispatcher import Dispatcher
 from router.grpc_services import InferenceService
 from router.http2.server import Http2Server
+from workers.pool_desk import PoolDesk
 
 _INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
@@ -40,7 +41,11 @@ class GrpcServer:
         server = cast("grpc.aio.Server", self._server)
         inference = InferenceService(dispatcher, access)
         inference_pb2_grpc.add_InferenceServicer_to_server(inference, server)
-        admin_pb2_grpc.add_AdminServicer_to_server(AdminService(dispatcher, access), server)
+        self._desk: PoolDesk | None = None
+        if config.store_url is not None:
+            self._desk = PoolDesk(config.store_url, config.cluster)
+        admin = AdminService(dispatcher, access, self._desk)
+        admin_pb2_grpc.add_AdminServicer_to_server(admin, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (_INFERENCE, _ADMIN, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
@@ -68,6 +73,8 @@ class GrpcServer:
     async def stop(self, grace_s: float) -> None:
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_s)
+        if self._desk is not None:
+            await self._desk.close()
 
     def _readiness_changed(self) -> None:
         task = asyncio.create_task(self._publish_health())

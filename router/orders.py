@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal
 
+from redis.exceptions import RedisError
+
 from protos.tandem.v1 import common_pb2
 from router.core.events import Role
 from router.core.reasons import Reason
@@ -16,9 +18,11 @@ from router.core.worker_view import WorkerView
 from router.core.workforce import duty
 from router.dispatcher import Dispatcher
 from router.errors import RequestError, refusal
+from workers.pool_desk import PoolDesk
 
 # Requests that end tell nobody who waits for a worker: look at their number so often.
 _LOOK_S = 0.2
+_SCALE_TIMEOUT_S = 30.0  # Ray Serve may be busy starting others
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,31 @@ async def flip(dispatcher: Dispatcher, worker_id: str, role: str) -> FlipResult:
     if view.role == wanted:
         return FlipResult(wanted, common_pb2.REASON_UNSPECIFIED, "")
     return FlipResult(view.role, view.flip_reason, view.flip_problem)
+
+
+async def scale(desk: PoolDesk | None, role: str, workers: int) -> int:
+    """Have whoever runs the pools change the size of one; returns the size it is meant to have.
+
+    Raises RequestError for a role that there is not, for a size that the spec does not allow, and
+    where nobody takes such orders: not without a store, and not where the operator of Kubernetes
+    keeps the sizes.
+    """
+    wanted = _role(role)
+    try:
+        answer = None if desk is None else await desk.ask(wanted, workers, _SCALE_TIMEOUT_S)
+    except (RedisError, OSError) as error:
+        raise RequestError(
+            common_pb2.REASON_POOLS_UNATTENDED, f"the store does not answer: {error}"
+        ) from error
+    if answer is None:
+        raise RequestError(
+            common_pb2.REASON_POOLS_UNATTENDED,
+            "nobody here starts and stops workers on request: change prefill.workers or "
+            "decode.workers in the spec, and whoever runs the pools does it",
+        )
+    if answer.problem:
+        raise refusal("workers", answer.problem)
+    return answer.workers
 
 
 def _known(dispatcher: Dispatcher, worker_id: str) -> WorkerView:

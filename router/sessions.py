@@ -10,13 +10,11 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable
-
-import grpc
+from collections.abc import Callable
 
 from protos.tandem.v1 import worker_pb2
-from protos.tandem.v1.worker_pb2_grpc import WorkerStub
 from router.core.events import Event, WorkerJoined, WorkerLost
+from router.http2.client import BidiCall, CallEnded
 from router.wire import ProtocolError, events_of
 from workers.registry import WorkerRecord
 
@@ -29,13 +27,7 @@ _WELCOME_TIMEOUT_S = 10.0
 # requests alone is no reason: credits bound it.
 _QUEUED_COMMANDS = 1024
 _READING_PATIENCE_S = 5.0
-_CHANNEL_OPTIONS = (
-    # Tickets name every block of a long prompt; commands and events are ours, not a stranger's.
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    # A channel of its own, so that a retry is a new connection and not a shared back-off.
-    ("grpc.use_local_subchannel_pool", 1),
-)
+_METHOD = f"/{worker_pb2.DESCRIPTOR.services_by_name['Worker'].full_name}/Session"
 
 
 class Session:
@@ -46,9 +38,7 @@ class Session:
         self.record = record
         self._router_id = router_id
         self._emit = emit
-        self._commands: asyncio.Queue[worker_pb2.SessionCommand] | None = None
-        self._overflow = asyncio.Event()
-        self._taken_s = 0.0  # when the worker took a command last, or had none to take
+        self._call: BidiCall | None = None
         self._task: asyncio.Task[None] | None = None
         self.connected = asyncio.Event()
 
@@ -57,16 +47,14 @@ class Session:
 
     def send(self, command: worker_pb2.SessionCommand) -> None:
         """Queue a command; one that finds no session is dropped, like those the break took."""
-        commands = self._commands
-        if commands is None:
+        call = self._call
+        if call is None:
             return
-        if commands.empty():
-            self._taken_s = time.monotonic()
-        commands.put_nowait(command)
-        if commands.qsize() > _QUEUED_COMMANDS:
-            waited_s = time.monotonic() - self._taken_s
+        call.send(command.SerializeToString())
+        if call.backlog > _QUEUED_COMMANDS:
+            waited_s = time.monotonic() - call.progress_s
             if waited_s > _READING_PATIENCE_S:
-                self._overflow.set()
+                call.end(CallEnded("it stopped reading its commands"))
 
     async def close(self) -> None:
         """End the session; what the worker holds for it is lost."""
@@ -81,17 +69,15 @@ class Session:
         while True:
             detail = "it left the directory"
             try:
-                detail = await self._serve()
-            except grpc.aio.AioRpcError as error:
-                detail = f"its session broke ({error.code().name}: {error.details()})"
-            except (ProtocolError, OSError) as error:
+                await self._serve()
+            except (CallEnded, ProtocolError, OSError) as error:
                 detail = str(error) or type(error).__name__
             except Exception:  # noqa: BLE001
                 # A fault of ours must not cost more than this session.
                 _LOG.exception("worker %s: its session failed", worker_id)
                 detail = "the router failed on what it sent"
             finally:
-                self._commands = None
+                self._call = None
                 if self.connected.is_set():
                     wait_s = _FIRST_RETRY_S
                     self.connected.clear()
@@ -100,36 +86,47 @@ class Session:
             await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
             wait_s = min(2.0 * wait_s, _LONGEST_RETRY_S)
 
-    async def _serve(self) -> str:
-        """One session from beginning to end; returns or raises why it ended."""
-        self._commands = asyncio.Queue()
-        self._overflow.clear()
-        async with grpc.aio.insecure_channel(self.record.address, _CHANNEL_OPTIONS) as channel:
-            call = WorkerStub(channel).Session(self._outgoing(self._commands))
-            overflow = asyncio.ensure_future(self._overflow.wait())
-            overflow.add_done_callback(lambda _: call.cancel())
-            try:
-                messages = aiter(call)
-                async with asyncio.timeout(_WELCOME_TIMEOUT_S):
-                    first = await anext(messages, None)
-                self._welcome(first)
-                async for message in messages:
-                    self._take(message)
-            except asyncio.CancelledError:
-                # gRPC raises this as well when the call, not this task, was cancelled.
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
-                    raise
-                full = self._overflow.is_set()
-                return "it stopped reading its commands" if full else "it cancelled its session"
-            finally:
-                overflow.cancel()
-                call.cancel()
-        return "it closed its session"
+    async def _serve(self) -> None:
+        """One session from beginning to end; raises why it ended."""
+        address = self.record.address
+        host, _, port = address.rpartition(":")
+        call = BidiCall(_METHOD, address, self._take)
+        try:
+            async with asyncio.timeout(_WELCOME_TIMEOUT_S):
+                await asyncio.get_running_loop().create_connection(
+                    lambda: call, host.strip("[]"), int(port)
+                )
+                self._call = call
+                hello = worker_pb2.SessionCommand(hello=worker_pb2.Hello(router_id=self._router_id))
+                call.send(hello.SerializeToString())
+                await self._until_connected(call)
+            await call.wait_ended()
+        except TimeoutError as error:
+            raise CallEnded("it did not welcome the router in time") from error
+        finally:
+            call.end(CallEnded("the router left"))
 
-    def _welcome(self, message: worker_pb2.SessionEvents | None) -> None:
+    async def _until_connected(self, call: BidiCall) -> None:
+        ended = asyncio.ensure_future(call.wait_ended())
+        connected = asyncio.ensure_future(self.connected.wait())
+        try:
+            await asyncio.wait({ended, connected}, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                ended.result()
+        finally:
+            connected.cancel()
+            ended.cancel()
+
+    def _take(self, data: bytes) -> None:
+        message = worker_pb2.SessionEvents.FromString(data)
+        if not self.connected.is_set():
+            self._welcome(message)
+        for event in events_of(self.record.worker_id, message):
+            self._emit(event)
+
+    def _welcome(self, message: worker_pb2.SessionEvents) -> None:
         record = self.record
-        if message is None or not message.HasField("welcome"):
+        if not message.HasField("welcome"):
             raise ProtocolError("it did not welcome the router")
         if message.welcome.worker_id != record.worker_id:
             found = message.welcome.worker_id
@@ -137,16 +134,3 @@ class Session:
         self.connected.set()
         version = f"{record.model_fingerprint}@{record.epoch}"
         self._emit(WorkerJoined(record.worker_id, record.role, version))
-        self._take(message)
-
-    def _take(self, message: worker_pb2.SessionEvents) -> None:
-        for event in events_of(self.record.worker_id, message):
-            self._emit(event)
-
-    async def _outgoing(
-        self, commands: asyncio.Queue[worker_pb2.SessionCommand]
-    ) -> AsyncIterator[worker_pb2.SessionCommand]:
-        yield worker_pb2.SessionCommand(hello=worker_pb2.Hello(router_id=self._router_id))
-        while True:
-            yield await commands.get()
-            self._taken_s = time.monotonic()

@@ -18,6 +18,7 @@ from orchestrator.cli.flip import flip
 from orchestrator.cli.generate import generate
 from orchestrator.cli.operator import operator
 from orchestrator.cli.plan import plan
+from orchestrator.cli.scale import scale
 from orchestrator.cli.simulate import simulate
 from orchestrator.cli.status import status
 from orchestrator.cli.up import up
@@ -59,6 +60,7 @@ for _command in (
     why,
     drain,
     flip,
+    scale,
     generate,
     batch,
     demo,

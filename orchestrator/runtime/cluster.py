@@ -24,6 +24,7 @@ import psutil
 
 from orchestrator.errors import UserError
 from orchestrator.runtime.child import Child, Interrupted, never
+from orchestrator.runtime.control_thread import ControlThread
 from orchestrator.runtime.leftovers import MARK, end_leftovers, processes_of
 from orchestrator.runtime.local_ray import start_ray, stop_ray, vital_processes
 from orchestrator.runtime.pools import Pools
@@ -31,8 +32,11 @@ from orchestrator.runtime.ports import check_free, free_port
 from orchestrator.runtime.preflight import check_model
 from orchestrator.runtime.router_process import Endpoints, Routers, router_config
 from orchestrator.runtime.run_file import RunFiles, RunRecord, log_folder
+from orchestrator.runtime.scale_requests import serve_scale_requests
+from orchestrator.runtime.scaling import PoolScaler, pool_bounds
 from orchestrator.runtime.store import EmbeddedStore, check_store
 from orchestrator.spec import ClusterSpec, refuse_unbuilt
+from workers.pool_desk import PoolDesk
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.2
@@ -76,6 +80,8 @@ class LocalCluster:
         self._report: Report = _silent
         self._store: EmbeddedStore | None = None
         self._routers: Routers | None = None
+        self._pools: Pools | None = None
+        self._control: ControlThread | None = None
         self._vital: list[psutil.Process] = []
         self._temp_dir: Path | None = None
 
@@ -104,6 +110,7 @@ class LocalCluster:
         self._start_pools(store_url, self.log_dir, interrupted)
         self._start_routers(store_url, self.log_dir, temp_dir, interrupted)
         assert self.endpoints is not None
+        self._start_control(store_url)
         self._publish(self.endpoints, self.log_dir, temp_dir)
         return self.endpoints
 
@@ -161,7 +168,7 @@ class LocalCluster:
         if interrupted():
             raise Interrupted
         self._report("starting workers")
-        pools = Pools(self.spec, store_url, self.id, log_dir)
+        pools = self._pools = Pools(self.spec, store_url, self.id, log_dir)
         self._undo.callback(self._stop_in_ray, "stopping workers", pools.stop, _POOLS_STOP_S)
         deadline = time.monotonic() + _POOLS_READY_S
         while not (progress := pools.progress()).complete:
@@ -189,6 +196,23 @@ class LocalCluster:
         wanted = self.spec.prefill.workers.min + self.spec.decode.workers.min
         routers.wait_connected(wanted, _CONNECTED_S, self._report, self.tend, interrupted)
 
+    def _start_control(self, store_url: str) -> None:
+        """Have pool sizes follow what is asked for, from here until the stop."""
+        assert self._pools is not None
+        pools = self._pools
+        bounds = pool_bounds(self.spec)
+
+        async def control() -> None:
+            desk = PoolDesk(store_url, self.id)
+            try:
+                scaler = PoolScaler(bounds, pools.sizes, pools.resize)
+                await serve_scale_requests(scaler, desk)
+            finally:
+                await desk.close()
+
+        self._control = ControlThread(control)
+        self._undo.callback(self._control.stop)
+
     def _publish(self, endpoints: Endpoints, log_dir: Path, temp_dir: Path) -> None:
         files = RunFiles()
         own = psutil.Process()
@@ -214,6 +238,10 @@ class LocalCluster:
             raise UserError(
                 f"Ray ended: its process {lost.pid} is gone", "start again with `tandem up`"
             )
+        if self._control is not None and (failure := self._control.failure) is not None:
+            raise UserError(
+                f"what sizes the pools has failed: {failure}", "start again with `tandem up`"
+            ) from failure
         if self._store is not None and self._store.ended:
             # Workers write themselves into the empty directory at their next renewal.
             _LOG.warning("the embedded Valkey ended; starting it again")
@@ -232,6 +260,8 @@ class LocalCluster:
             self._vital = []
             self._store = None
             self._routers = None
+            self._pools = None
+            self._control = None
             if processes:
                 self._report("checking that no process is left")
                 forced = end_leftovers(self.id)

@@ -9,8 +9,10 @@ spread a group, which is what Helix must not do, and would hide all GPUs but one
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.errors import UserError
 from orchestrator.runtime.replica import FAILURE_SUFFIX, WorkerReplica, shutdown_timeout_s
@@ -18,9 +20,14 @@ from orchestrator.runtime.worker_configs import worker_config
 from orchestrator.spec import ClusterSpec
 from workers.registry import Role
 
+if TYPE_CHECKING:
+    from ray.serve import Application
+    from ray.serve.schema import LoggingConfig
+
 HEALTH_PERIOD_S = 2.0
 HEALTH_TIMEOUT_S = 30.0  # one engine step of a large model may take long
 DRAIN_S = 600.0  # a worker that stops finishes its requests first; with no router it has none
+_CONTROLLER_TIMEOUT_S = 30.0
 _ROLES: tuple[Role, ...] = ("prefill", "decode")
 
 
@@ -40,50 +47,104 @@ class Pools:
     """Deploys the pools and answers how they are; needs a running Ray."""
 
     def __init__(self, spec: ClusterSpec, store_url: str, cluster: str, log_dir: Path) -> None:
+        self._spec = spec
+        self._store_url = store_url
+        self._cluster = cluster
         self._log_dir = log_dir
         self._sizes: dict[Role, int] = {
             "prefill": spec.prefill.workers.min,
             "decode": spec.decode.workers.min,
         }
-        self._roles = [role for role in _ROLES if self._sizes[role] > 0]
-        self._deploy(spec, store_url, cluster)
+        self._deployed: list[Role] = []
+        self._start_serve()
+        self._deploy([role for role in _ROLES if self._sizes[role] > 0])
 
-    def _deploy(self, spec: ClusterSpec, store_url: str, cluster: str) -> None:
+    def _start_serve(self) -> None:
         from ray import serve
-        from ray.serve.schema import LoggingConfig
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        serve_logs = LoggingConfig(logs_dir=str(self._log_dir / "serve"), enable_access_log=False)
         # No proxy: clients talk to the router, and the router to each worker's own port.
-        serve.start(proxy_location="Disabled", logging_config=serve_logs)
-        targets = []
-        for role in self._roles:
-            pool = spec.prefill if role == "prefill" else spec.decode
-            cpus, gpus = (
-                pool.layout.ranks * each for each in (pool.resources.cpu, pool.resources.gpu)
-            )
-            deploy = serve.deployment(
+        serve.start(proxy_location="Disabled", logging_config=self._serve_logs())
+
+    def _serve_logs(self) -> LoggingConfig:
+        from ray.serve.schema import LoggingConfig
+
+        return LoggingConfig(logs_dir=str(self._log_dir / "serve"), enable_access_log=False)
+
+    def _deploy(self, roles: Sequence[Role]) -> None:
+        from ray import serve
+
+        targets = [
+            serve.RunTarget(
+                target=self._application(role),
                 name=role,
-                num_replicas=self._sizes[role],
-                ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
-                health_check_period_s=HEALTH_PERIOD_S,
-                health_check_timeout_s=HEALTH_TIMEOUT_S,
-                graceful_shutdown_wait_loop_s=0.1,
-                graceful_shutdown_timeout_s=shutdown_timeout_s(DRAIN_S),
-                logging_config=serve_logs,
+                route_prefix=None,
+                external_scaler_enabled=True,
             )
-            config = worker_config(spec, role, store_url, cluster)
-            deployment = deploy(WorkerReplica)
-            if pool.layout.ranks > 1:
-                bundle: dict[str, float] = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
-                deployment = deployment.options(placement_group_bundles=[bundle])
-            application = deployment.bind(config.to_json(), str(self._log_dir), DRAIN_S)
-            targets.append(serve.RunTarget(target=application, name=role, route_prefix=None))
+            for role in roles
+        ]
         serve.run_many(
             targets,
             wait_for_ingress_deployment_creation=False,
             wait_for_applications_running=False,
         )
+        self._deployed.extend(roles)
+
+    def _application(self, role: Role) -> Application:
+        from ray import serve
+
+        pool = self._spec.prefill if role == "prefill" else self._spec.decode
+        cpus, gpus = (pool.layout.ranks * each for each in (pool.resources.cpu, pool.resources.gpu))
+        deploy = serve.deployment(
+            name=role,
+            num_replicas=self._sizes[role],
+            ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
+            health_check_period_s=HEALTH_PERIOD_S,
+            health_check_timeout_s=HEALTH_TIMEOUT_S,
+            graceful_shutdown_wait_loop_s=0.1,
+            graceful_shutdown_timeout_s=shutdown_timeout_s(DRAIN_S),
+            logging_config=self._serve_logs(),
+        )
+        config = worker_config(self._spec, role, self._store_url, self._cluster)
+        deployment = deploy(WorkerReplica)
+        if pool.layout.ranks > 1:
+            bundle: dict[str, float] = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
+            deployment = deployment.options(placement_group_bundles=[bundle])
+        return deployment.bind(config.to_json(), str(self._log_dir), DRAIN_S)
+
+    @property
+    def sizes(self) -> dict[Role, int]:
+        """How many workers each pool is meant to have."""
+        return dict(self._sizes)
+
+    def resize(self, role: Role, workers: int) -> None:
+        """Have the pool be given so many workers; those that go are drained on their own.
+
+        The number alone changes, by the call behind Serve's HTTP API for external scalers (no
+        dashboard runs here to serve that); deploying anew would restart every replica. Raises
+        UserError when Serve refuses.
+        """
+        import ray
+        from ray.exceptions import RayError
+        from ray.serve._private.common import DeploymentID
+        from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+        self._sizes[role] = workers
+        if role not in self._deployed:
+            if workers > 0:
+                self._deploy([role])
+            return
+        controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+        deployment = DeploymentID(name=role, app_name=role)
+        try:
+            ray.get(
+                controller.update_deployment_replicas.remote(deployment, workers),
+                timeout=_CONTROLLER_TIMEOUT_S,
+            )
+        except RayError as error:
+            raise UserError(
+                f"Ray Serve did not change the {role} pool: {error}", "see the logs of Ray Serve"
+            ) from error
 
     def progress(self) -> PoolProgress:
         """How many workers are up. Raises UserError when one cannot start."""
@@ -110,7 +171,7 @@ class Pools:
         """Stop all workers gracefully and wait for them."""
         from ray import serve
 
-        for role in self._roles:
+        for role in self._deployed:
             serve.delete(role, _blocking=False)
-        for role in self._roles:
+        for role in self._deployed:
             serve.delete(role)

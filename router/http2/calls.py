@@ -32,6 +32,7 @@ from router.http2.frames import header_block
 _LOG = logging.getLogger(__name__)
 
 _PREFIX = struct.Struct(">BI")
+_MOST_WAITING = 64  # messages of a call that its handler has not taken
 _RESPONSE_HEADERS = header_block(
     (("content-type", "application/grpc"), ("grpc-accept-encoding", "identity,gzip"))
 )
@@ -59,7 +60,7 @@ class Wire(Protocol):
 
 
 class TooLarge(Exception):
-    """A message is larger than this server takes."""
+    """A call sends more than this server takes."""
 
 
 class Call:
@@ -109,19 +110,22 @@ class Call:
             while len(body) >= _PREFIX.size:
                 compressed, size = _PREFIX.unpack_from(body)
                 if size > self._most_bytes:
-                    raise TooLarge(f"a message of {size} bytes")
+                    raise TooLarge(f"a message of {size} bytes is larger than {self._limit}")
                 end = _PREFIX.size + size
                 if len(body) < end:
                     break
                 message = bytes(body[_PREFIX.size : end])
                 del body[:end]
+                if self._requests.qsize() >= _MOST_WAITING or (
+                    self._task is not None and not self._handler.request_streaming
+                ):
+                    raise TooLarge("more messages came than the method takes")
                 self._requests.put_nowait(self._plain(message) if compressed else message)
                 self._start()
         except TooLarge as error:
-            self.finish(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"{error} is larger than the {self._most_bytes} bytes that are taken",
-            )
+            self.finish(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+            if self._task is not None:
+                self._task.cancel()
             return
         except (zlib.error, NotImplementedError) as error:
             self.finish(grpc.StatusCode.UNIMPLEMENTED, f"the message does not unpack: {error}")
@@ -130,6 +134,10 @@ class Call:
             self._requests.put_nowait(None)
             self._start()
 
+    @property
+    def _limit(self) -> str:
+        return f"the {self._most_bytes} bytes that are taken"
+
     def _plain(self, message: bytes) -> bytes:
         encoding = self._headers.get("grpc-encoding", "identity")
         if encoding != "gzip":
@@ -137,7 +145,7 @@ class Call:
         unpacker = zlib.decompressobj(wbits=31)
         plain = unpacker.decompress(message, self._most_bytes)
         if unpacker.unconsumed_tail:
-            raise TooLarge("an unpacked message")
+            raise TooLarge(f"an unpacked message is larger than {self._limit}")
         return plain
 
     def writable(self) -> None:
@@ -162,12 +170,25 @@ class Call:
             raise asyncio.CancelledError
         serialize = self._handler.response_serializer
         assert serialize is not None
-        payload = serialize(message)
+        if not self.send(serialize(message)):
+            await self.room()
+
+    def send(self, payload: bytes) -> bool:
+        """Send one message that is bytes already; False: `room` has to be waited for before the
+        next one. Nothing happens after the end."""
+        if self._ended:
+            return True
         if not self._headers_sent:
             self._headers_sent = True
             self._wire.send_headers(self._stream_id, RESPONSE_BLOCK)
-        if not self._wire.send_message(self._stream_id, _PREFIX.pack(0, len(payload)) + payload):
-            self._room = asyncio.get_running_loop().create_future()
+        if self._wire.send_message(self._stream_id, _PREFIX.pack(0, len(payload)) + payload):
+            return True
+        self._room = asyncio.get_running_loop().create_future()
+        return False
+
+    async def room(self) -> None:
+        """Wait until what was sent has gone out."""
+        if self._room is not None:
             await self._room
 
     async def abort(

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
+import time
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias, cast
 
 import grpc
 
 from router.http2.calls import RESPONSE_BLOCK, Call, trailers
-from router.http2.connection import (
-    DataCame,
-    RequestStarted,
-    ServerConnection,
-    StreamReset,
-    Writable,
-)
-from router.http2.frames import Http2Error, header_block
+from router.http2.connection import DataCame, HeadersCame, StreamReset, Writable
+from router.http2.frames import ErrorCode, Http2Error, header_block
+from router.http2.server_side import ServerConnection
+
+_LOG = logging.getLogger(__name__)
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[object, object]"
 
 _MOST_STREAMS = 32_768
 # Answers to pings, settings and resets that a peer does not read; more, and it is no honest one.
 _MOST_UNREAD_BYTES = 4 << 20
+# How long a peer may leave what it has asked for unread, and be connected without a word.
+_READ_PATIENCE_S = 300.0
+_GREET_PATIENCE_S = 20.0
+_LOOK_S = 10.0
+_LINGER_S = 2.0
 _NOT_GRPC = header_block(((":status", "415"), ("content-type", "text/plain")))
 
 
@@ -32,12 +36,14 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, server: Http2Server) -> None:
         self._server = server
-        self._http2 = ServerConnection(_MOST_STREAMS)
+        self._made_s = time.monotonic()
+        self._http2 = ServerConnection(_MOST_STREAMS, self._made_s)
         self._calls: dict[int, Call] = {}
         self._blocked: set[int] = set()  # streams whose message is out but for the transport
         self._transport: asyncio.Transport | None = None
         self._flushing = False
         self._paused = False
+        self._paused_s = 0.0
         self.peer = "unix:"
 
     @property
@@ -57,9 +63,9 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
-            for event in self._http2.receive(data):
+            for event in self._http2.receive(data, time.monotonic()):
                 match event:
-                    case RequestStarted():
+                    case HeadersCame():
                         self._begin(event)
                     case DataCame(stream_id, part, ended):
                         if (call := self._calls.get(stream_id)) is not None:
@@ -71,9 +77,12 @@ class _Connection(asyncio.Protocol):
                         if (call := self._calls.get(stream_id)) is not None:
                             call.writable()
         except Http2Error as error:
+            _LOG.warning("the connection of %s ends: %s (%s)", self.peer, error, error.code.name)
             self._http2.go_away(error.code, str(error))
-            self._flush()
             self.close()
+            if self._transport is not None:
+                # What it was told may never be read.
+                asyncio.get_running_loop().call_later(_LINGER_S, self._transport.abort)
             return
         self._flush()
         transport = self._transport
@@ -82,6 +91,7 @@ class _Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._paused = True
+        self._paused_s = time.monotonic()
 
     def resume_writing(self) -> None:
         self._paused = False
@@ -95,6 +105,21 @@ class _Connection(asyncio.Protocol):
         self._server.connections.discard(self)
         for call in self.calls:
             call.gone()
+
+    def look(self, now_s: float) -> None:
+        """End what a peer does not read, or never began."""
+        transport = self._transport
+        if transport is None:
+            return
+        unread = self._paused and now_s - self._paused_s > _READ_PATIENCE_S
+        if unread or (not self._http2.greeted and now_s - self._made_s > _GREET_PATIENCE_S):
+            transport.abort()
+            return
+        for stream_id in self._http2.stalled(now_s - _READ_PATIENCE_S):
+            self._http2.reset(stream_id, ErrorCode.CANCEL)
+            if (call := self._calls.get(stream_id)) is not None:
+                call.gone()
+        self._flush()
 
     # What calls use.
 
@@ -130,7 +155,7 @@ class _Connection(asyncio.Protocol):
             self._http2.out = []
             self._transport.write(b"".join(out))
 
-    def _begin(self, event: RequestStarted) -> None:
+    def _begin(self, event: HeadersCame) -> None:
         headers = dict(event.headers)
         stream_id = event.stream_id
         if headers.get(":method") != "POST" or not headers.get("content-type", "").startswith(
@@ -175,6 +200,7 @@ class Http2Server:
         self.stopping = False
         self._methods: dict[str, Handler] = {}
         self._listeners: list[asyncio.AbstractServer] = []
+        self._looking: asyncio.TimerHandle | None = None
 
     def add_generic_rpc_handlers(self, handlers: Sequence[object]) -> None:
         """For the generated code, which names every method by the other call as well."""
@@ -198,6 +224,8 @@ class Http2Server:
             lambda: _Connection(self), host, port, ssl=tls, reuse_port=reuse_port or None
         )
         self._listeners.append(listener)
+        if self._looking is None:
+            self._look()
         bound: int = listener.sockets[0].getsockname()[1]
         return bound
 
@@ -208,9 +236,17 @@ class Http2Server:
         )
         self._listeners.append(listener)
 
+    def _look(self) -> None:
+        now_s = time.monotonic()
+        for connection in list(self.connections):
+            connection.look(now_s)
+        self._looking = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
+
     async def stop(self, grace_s: float) -> None:
         """Take nothing new, let calls end for so long, then end them with UNAVAILABLE."""
         self.stopping = True
+        if self._looking is not None:
+            self._looking.cancel()
         for listener in self._listeners:
             listener.close()
         for connection in self.connections:

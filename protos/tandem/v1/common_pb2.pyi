@@ -70,6 +70,8 @@ class _ReasonCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReasonCode
     """the worker still holds something"""
     REASON_LAYOUT_MISMATCH: _ReasonCode.ValueType  # 45
     """the worker's layout is not the one of the other role"""
+    REASON_POOLS_UNATTENDED: _ReasonCode.ValueType  # 46
+    """nobody takes orders to start and stop workers here"""
     REASON_TRANSFER_FAILED: _ReasonCode.ValueType  # 50
     """The hand-off failed."""
     REASON_MANIFEST_MISMATCH: _ReasonCode.ValueType  # 51
@@ -127,6 +129,8 @@ REASON_NOT_DRAINED: ReasonCode.ValueType  # 44
 """the worker still holds something"""
 REASON_LAYOUT_MISMATCH: ReasonCode.ValueType  # 45
 """the worker's layout is not the one of the other role"""
+REASON_POOLS_UNATTENDED: ReasonCode.ValueType  # 46
+"""nobody takes orders to start and stop workers here"""
 REASON_TRANSFER_FAILED: ReasonCode.ValueType  # 50
 """The hand-off failed."""
 REASON_MANIFEST_MISMATCH: ReasonCode.ValueType  # 51

@@ -203,10 +203,10 @@ async def test_what_is_not_there_is_named(cluster: Cluster, role: str) -> None:
         assert error.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-async def test_scaling_is_said_to_be_done_elsewhere(cluster: Cluster) -> None:
+async def test_pools_that_nobody_sizes_say_so(cluster: Cluster) -> None:
     with pytest.raises(grpc.aio.AioRpcError, match="in the spec") as error:
         await cluster.admin[0].Scale(admin_pb2.ScaleRequest(role="decode", workers=3))
-    assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert error.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
 async def test_the_status_says_how_well_the_pools_match(cluster: Cluster) -> None:

@@ -8,6 +8,7 @@ import grpc
 import pytest
 
 from protos.tandem.v1 import admin_pb2, inference_pb2, inference_pb2_grpc
+from router.http2 import frames
 from tests.integration.router.conftest import StartRouter
 from tests.integration.router.test_grpc_api import TIMEOUT_S, collect, ids_request, text_request
 
@@ -60,10 +61,9 @@ async def collect_compressed(call: object) -> None:
 async def test_methods_that_are_not_served_are_unimplemented(start_router: StartRouter) -> None:
     router = await start_router()
     nothing = router.channel.unary_unary("/tandem.v1.Inference/Nothing", None, None)
-    for call in (nothing(b""), router.admin.Scale(admin_pb2.ScaleRequest(role="decode"))):
-        with pytest.raises(grpc.aio.AioRpcError) as error:
-            await call
-        assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await nothing(b"")
+    assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_the_deadline_of_a_call_frees_the_worker(start_router: StartRouter) -> None:
@@ -130,3 +130,25 @@ async def test_explain_tells_the_story_of_a_request(start_router: StartRouter) -
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await router.admin.Explain(admin_pb2.ExplainRequest(request_id="never"))
     assert error.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_client_that_floods_is_told_and_cut_off_and_others_go_on(
+    start_router: StartRouter,
+) -> None:
+    router = await start_router()
+    host, _, port = router.grpc_address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    ping = frames.frame(frames.PING, 0, 0, bytes(8))
+    writer.write(frames.PREFACE + frames.settings(()) + 2000 * ping)
+    said = await asyncio.wait_for(reader.read(-1), TIMEOUT_S)
+    at, kinds = 0, []
+    while at < len(said):
+        length, kind, _, _ = frames.frame_head(said, at)
+        kinds.append(kind)
+        at += frames.HEADER_BYTES + length
+        last = said[at - length : at]
+    assert kinds[-1] == frames.GOAWAY
+    assert int.from_bytes(last[4:8]) == frames.ErrorCode.ENHANCE_YOUR_CALM
+    assert kinds.count(frames.PING) < 2000
+    writer.close()
+    assert len((await collect(router, text_request()))[1]) == 20

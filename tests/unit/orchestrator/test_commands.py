@@ -32,6 +32,7 @@ def no_clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ["why"],
         ["drain", "decode-1"],
         ["flip", "decode-1", "prefill"],
+        ["scale", "decode=2"],
     ],
 )
 def test_without_a_cluster_the_next_command_is_suggested(command: list[str]) -> None:
@@ -128,3 +129,11 @@ def test_a_stale_record_is_cleared_by_down(tmp_path: Path) -> None:
 def test_debug_shows_the_stack() -> None:
     result = _RUNNER.invoke(app, ["--debug", "status"])
     assert type(result.exception).__name__ == "UserError"
+
+
+@pytest.mark.parametrize("size", ["decode", "decode=", "decode=-1", "readers=2", "decode=two"])
+def test_a_pool_size_that_is_none_is_shown_with_the_right_form(size: str) -> None:
+    result = _RUNNER.invoke(app, ["scale", size])
+    assert result.exit_code == 2
+    assert repr(size) in result.stderr
+    assert "prefill=2" in result.stderr

@@ -13,12 +13,12 @@ from router.http2 import frames
 from router.http2.connection import (
     DataCame,
     Event,
-    RequestStarted,
-    ServerConnection,
+    HeadersCame,
     StreamReset,
     Writable,
 )
 from router.http2.frames import ErrorCode, Http2Error
+from router.http2.server_side import ServerConnection
 
 _HEADERS = [(":method", "POST"), (":path", "/s/M"), ("content-type", "application/grpc")]
 
@@ -27,7 +27,8 @@ class Peer:
     """A client of one connection: sends frames, and reads those that it gets."""
 
     def __init__(self, most_streams: int = 10) -> None:
-        self.server = ServerConnection(most_streams)
+        self.server = ServerConnection(most_streams, 0.0)
+        self.now_s = 0.0
         self.encoder, self.decoder = Encoder(), Decoder()
         self.greet()
 
@@ -36,12 +37,15 @@ class Peer:
         self.read()
 
     def say(self, data: bytes) -> list[Event]:
-        return self.server.receive(data)
+        return self.server.receive(data, self.now_s)
 
     def open(self, stream_id: int, end: bool = False) -> list[Event]:
+        return self.say(self.opening(stream_id, end))
+
+    def opening(self, stream_id: int, end: bool = False) -> bytes:
+        """The frame that opens a stream."""
         flags = frames.END_HEADERS | (frames.END_STREAM if end else 0)
-        block = self.encoder.encode(_HEADERS)
-        return self.say(frames.frame(frames.HEADERS, flags, stream_id, block))
+        return frames.frame(frames.HEADERS, flags, stream_id, self.encoder.encode(_HEADERS))
 
     def read(self) -> list[tuple[int, int, int, bytes]]:
         """Kind, flags, stream and payload of every frame that was said."""
@@ -67,7 +71,7 @@ class Peer:
 
 def test_a_request_opens_gets_data_and_is_answered() -> None:
     peer = Peer()
-    assert peer.open(1) == [RequestStarted(1, _HEADERS, False)]
+    assert peer.open(1) == [HeadersCame(1, _HEADERS, False)]
     assert peer.say(frames.frame(frames.DATA, 0, 1, b"abc")) == [DataCame(1, b"abc", False)]
     padded = frames.frame(frames.DATA, frames.PADDED | frames.END_STREAM, 1, b"\x02de\0\0")
     assert peer.say(padded) == [DataCame(1, b"de", True)]
@@ -160,7 +164,7 @@ def test_pings_are_answered_and_headers_may_come_in_pieces() -> None:
     block = peer.encoder.encode(_HEADERS)
     assert peer.say(frames.frame(frames.HEADERS, 0, 1, block[:3])) == []
     events = peer.say(frames.frame(frames.CONTINUATION, frames.END_HEADERS, 1, block[3:]))
-    assert events == [RequestStarted(1, _HEADERS, False)]
+    assert events == [HeadersCame(1, _HEADERS, False)]
 
 
 @pytest.mark.parametrize(
@@ -187,11 +191,11 @@ def test_pings_are_answered_and_headers_may_come_in_pieces() -> None:
     ],
 )
 def test_a_peer_that_breaks_the_protocol_is_told_how(said: bytes, code: ErrorCode) -> None:
-    server = ServerConnection(10)
+    server = ServerConnection(10, 0.0)
     if not said.startswith(b"GET"):
-        server.receive(frames.PREFACE + frames.settings(()))
+        server.receive(frames.PREFACE + frames.settings(()), 0.0)
     with pytest.raises(Http2Error) as caught:
-        server.receive(said)
+        server.receive(said, 0.0)
     assert caught.value.code == code
 
 
@@ -202,13 +206,13 @@ _FRAMES = st.builds(
 
 @given(st.lists(st.one_of(_FRAMES, st.binary(max_size=20)), max_size=30), st.integers(1, 50))
 def test_no_bytes_do_more_than_end_the_connection(parts: list[bytes], piece: int) -> None:
-    server = ServerConnection(3)
-    server.receive(frames.PREFACE)
+    server = ServerConnection(3, 0.0)
+    server.receive(frames.PREFACE, 0.0)
     data = b"".join(parts)
     try:
         for at in range(0, len(data), piece):
-            for event in server.receive(data[at : at + piece]):
-                if isinstance(event, RequestStarted):
+            for event in server.receive(data[at : at + piece], 0.0):
+                if isinstance(event, HeadersCame):
                     server.send_data(event.stream_id, b"answer")
                     server.send_trailers(event.stream_id, b"")
     except Http2Error:
@@ -236,6 +240,7 @@ def test_an_answer_arrives_whole_whatever_the_windows(
             ended = ended or kind == frames.HEADERS
         if ended:
             break
+        peer.now_s += 1.0  # a client that is slow, and not one that floods
         peer.say(frames.window_update(1, increment) + frames.window_update(0, increment))
     assert ended
     assert got == said
