@@ -17,7 +17,7 @@ from orchestrator.planner.workload import Workload
 from orchestrator.simulator.cluster import WorkerKind
 from router.core.events import Role
 
-_LEAST, _MOST = 0.2, 5.0
+_LEAST, _MOST = 0.01, 100.0
 
 
 class Correction:
@@ -28,6 +28,7 @@ class Correction:
         self._warm_s = warm_s
         self._half_life_s = half_life_s
         self.factors: dict[Role, float] = dict.fromkeys(ROLES, 1.0)
+        self._measured: set[Role] = set()
 
     def observe(
         self, observed: Observation, workload: Workload, kinds: dict[Role, WorkerKind]
@@ -49,8 +50,11 @@ class Correction:
                 seen["decode"].append(step_s * 1e3 / worker.step_ms)
         for role, factors in seen.items():
             if factors:
-                target = min(max(median(factors), _LEAST), _MOST)
-                self.factors[role] += move * (target - self.factors[role])
+                target = min(max(float(median(factors)), _LEAST), _MOST)
+                # The first measurement is worth more than the guess before it.
+                share = move if role in self._measured else 1.0
+                self._measured.add(role)
+                self.factors[role] += share * (target - self.factors[role])
 
 
 def _tokens_per_s(kind: WorkerKind, workload: Workload) -> float:

@@ -13,8 +13,9 @@ import math
 
 import numpy as np
 
-from orchestrator.autoscaler.observation import LENGTH_BINS, Traffic, bin_tokens
+from orchestrator.autoscaler.observation import Traffic
 from orchestrator.planner.workload import Workload
+from router.traffic import LENGTH_BINS, bin_tokens
 
 _LEAST_RUNNING = 10
 # How clear it must be that answers are longer: the share by which they exceed what is expected, and

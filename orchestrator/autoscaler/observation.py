@@ -7,27 +7,14 @@ prompts, and as small for a million requests as for ten.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from orchestrator.autoscaler.decisions import Decision
 from router.core.events import Role
-from router.core.matching import MatchReport
 
 ROLES: tuple[Role, ...] = ("prefill", "decode")
-LENGTH_BINS = 44  # up to 2^22 tokens
-
-
-def length_bin(tokens: int) -> int:
-    """The half octave of a length."""
-    return min(int(2.0 * math.log2(max(tokens, 1))), LENGTH_BINS - 1)
-
-
-def bin_tokens(index: int) -> float:
-    """The length that stands for a bin: its geometric middle."""
-    return math.exp2((index + 0.5) / 2.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +86,6 @@ class Observation:
         coming: workers that wait for GPUs (Pending) or start.
         flipping: workers that are to take this role and still drain; not in `serving` of either.
         pending: those of `coming` that wait for GPUs and can be called off at no cost.
-        match: rates since the last observation.
     """
 
     now_s: float
@@ -107,7 +93,6 @@ class Observation:
     running_requests: int
     serving: Mapping[Role, int]
     coming: Mapping[Role, int]
-    match: MatchReport
     period_s: float = 5.0
     flipping: Mapping[Role, int] = field(default_factory=dict)
     pending: Mapping[Role, int] = field(default_factory=dict)

@@ -13,7 +13,6 @@ from orchestrator.autoscaler.observation import (
     Observation,
     Traffic,
     WorkerSeen,
-    length_bin,
 )
 from orchestrator.simulator.pools import Pools
 from orchestrator.simulator.recording import RequestRows
@@ -21,6 +20,7 @@ from orchestrator.simulator.trace import TraceRequest
 from orchestrator.simulator.worker import Worker
 from router.core.lifecycle import Lifecycle
 from router.core.policy import Policy
+from router.traffic import length_bin
 
 
 class Observer:
@@ -42,12 +42,11 @@ class Observer:
         self._as_of_s = 0.0
         self._arrived = self._ended = self._failed = 0
         self._prompts = self._cached = 0
-        self._match = core.match
         self._joined_s: dict[tuple[str, str], float] = {}
 
     def observe(self, now_s: float, arrived: int) -> Observation:
         """The cluster now; `arrived` requests have come since the beginning."""
-        pools, core, match = self._pools, self._core, self._core.match
+        pools, core = self._pools, self._core
         workers = tuple(self._seen(worker, now_s) for worker in pools.workers.values())
         queued = len(core.queue)
         observed = Observation(
@@ -56,14 +55,13 @@ class Observer:
             len(core.requests) - queued,
             {role: pools.staying(role) for role in ROLES},
             {role: pools.starting[role] + pools.pending(role) for role in ROLES},
-            match.since(self._match),
             period_s=now_s - self._as_of_s,
             flipping={role: pools.flipping(role) for role in ROLES},
             pending={role: pools.pending(role) for role in ROLES},
             traffic=self._traffic(arrived),
             workers=workers,
         )
-        self._match, self._as_of_s = match, now_s
+        self._as_of_s = now_s
         return observed
 
     def _traffic(self, arrived: int) -> Traffic:
