@@ -1,4 +1,4 @@
-"""A decision as a record that explains itself, and the ledger that remembers the last ones.
+"""A decision as a record that explains itself.
 
 Every change of counts or roles has an id, its inputs, the formula with numbers in it, what else was
 weighed, and a reason; whoever carries it out acknowledges it. `tandem why` shows them.
@@ -7,9 +7,8 @@ weighed, and a reason; whoever carries it out acknowledges it. `tandem why` show
 from __future__ import annotations
 
 import enum
-from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from router.core.events import Role
 
@@ -104,29 +103,3 @@ class Decision:
             ],
             "outcome": self.outcome or None,
         }
-
-
-class Ledger:
-    """The last decisions, newest last."""
-
-    def __init__(self, most: int = 200) -> None:
-        self._decisions: deque[Decision] = deque(maxlen=most)
-
-    def record(self, decision: Decision) -> None:
-        """Remember one."""
-        self._decisions.append(decision)
-
-    def acknowledge(self, decision_id: str, outcome: str) -> None:
-        """Say what came of one; one that is forgotten stays so."""
-        for index, decision in enumerate(self._decisions):
-            if decision.decision_id == decision_id:
-                self._decisions[index] = replace(decision, outcome=outcome)
-
-    def find(self, decision_id: str) -> Decision | None:
-        """By its id; with an empty one, the last."""
-        if not decision_id:
-            return self._decisions[-1] if self._decisions else None
-        return next((one for one in self._decisions if one.decision_id == decision_id), None)
-
-    def all(self) -> tuple[Decision, ...]:
-        return tuple(self._decisions)

@@ -1,4 +1,4 @@
-"""What keeps the autoscaler from doing harm: it settles, does not flap, and lets go of what idles."""
+"""What keeps the autoscaler from doing harm: it settles, does not flap, lets go of what idles."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def plant(**fields: object) -> Plant:
 
 
 @given(arrived=st.integers(0, 60), cold_start_s=st.sampled_from([5.0, 30.0, 180.0]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_constant_load_causes_no_actions_after_settling(arrived: int, cold_start_s: float) -> None:
     one = plant(cold_start_s=cold_start_s)
     one.run(_SETTLED_S + cold_start_s, lambda _: arrived)
     settled = len(one.decisions)
-    one.run(600.0, lambda _: arrived)
+    one.run(300.0, lambda _: arrived)
     assert one.decisions[settled:] == []
 
 
 @given(seed=st.integers(0, 10_000), rate=st.floats(0.5, 12.0))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_random_arrivals_of_a_constant_rate_do_not_make_pools_flap(seed: int, rate: float) -> None:
     rng, one = random.Random(seed), plant()
 
@@ -42,9 +42,9 @@ def test_random_arrivals_of_a_constant_rate_do_not_make_pools_flap(seed: int, ra
 
     one.run(_SETTLED_S, poisson)
     settled = len(one.decisions)
-    one.run(1800.0, poisson)
+    one.run(900.0, poisson)
     # At an edge between two counts noise may tip it now and then; it may not follow the noise.
-    assert len(one.decisions) - settled <= 20
+    assert len(one.decisions) - settled <= 12
     for before, after in itertools.pairwise(one.decisions[settled:]):
         if sum(after.after.values()) < sum(before.after.values()):
             assert after.at_s - before.at_s >= 15.0
@@ -55,7 +55,7 @@ def _arrivals(rng: random.Random, rate: float) -> itertools.accumulate[float]:
 
 
 @given(arrived=st.integers(1, 60))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=4, deadline=None)
 def test_without_traffic_pools_shrink_to_their_minimum(arrived: int) -> None:
     one = plant(least={"prefill": 0, "decode": 1})
     one.run(_SETTLED_S, lambda _: arrived)
@@ -70,7 +70,7 @@ def test_after_a_step_counts_settle_within_three_periods() -> None:
     before = len(one.decisions)
     began_s = one.now_s
     one.run(120.0, lambda _: 50)
-    grown = [decision for decision in one.decisions[before:]]
+    grown = one.decisions[before:]
     assert grown[0].at_s - began_s <= one.one.period_s
     assert grown[-1].at_s - began_s <= 3 * one.one.period_s
     assert grown[-1].after["prefill"] >= 4
