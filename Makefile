@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 SOURCES := protos workers router loadgen orchestrator k8s tests
 
-.PHONY: demo test check protos bench literature clean test-full test-gpu
+.PHONY: demo test check protos bench literature autoscaling-report clean test-full test-gpu
 
 demo: $(READY)
 	@$(BIN)/tandem demo
@@ -39,6 +39,11 @@ bench: $(READY)
 
 literature: $(READY)
 	$(BIN)/python -m orchestrator.literature docs/literature.md
+
+# Long traces are not part of the repository; without them their rows are left out.
+TRACES ?= ../shared/traces
+autoscaling-report: $(READY)
+	nice $(BIN)/python -m orchestrator.autoscaler.comparison docs/autoscaling.md --traces $(TRACES)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

@@ -71,6 +71,7 @@ def ground_of_spec(spec: ClusterSpec) -> Ground:
         period_s=spec.autoscaling.period_s,
         cold_start_s=spec.autoscaling.cold_start_s,
         role_flip=spec.autoscaling.role_flip,
+        season_s=spec.autoscaling.season_s,
     )
 
 
