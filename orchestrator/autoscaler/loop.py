@@ -36,6 +36,35 @@ class Scaler(Protocol):
         """Ask for so many. Raises UserError."""
 
 
+class Routers(Protocol):
+    """The routers of the cluster. Both calls block, and raise UserError when nobody answers."""
+
+    def ask(self) -> Sequence[admin_pb2.GetStatusResponse]:
+        """What each of them sees."""
+
+    def flip(self, worker_id: str, role: Role) -> admin_pb2.FlipResponse:
+        """Have a worker take a role, and wait until it has, or has said why not."""
+
+
+class RouterCalls:
+    """Routers at their addresses."""
+
+    def __init__(self, addresses: Callable[[], Sequence[str]]) -> None:
+        """`addresses` are those of the routers that run at the moment."""
+        self._addresses = addresses
+
+    def ask(self) -> list[admin_pb2.GetStatusResponse]:
+        answers = []
+        for address in self._addresses():
+            with Client(address) as client:
+                answers.append(client.status())
+        return answers
+
+    def flip(self, worker_id: str, role: Role) -> admin_pb2.FlipResponse:
+        with Client(self._addresses()[0]) as client:
+            return client.flip(worker_id, role)
+
+
 class AutoscalerLoop:
     """Owns the policy of one cluster."""
 
@@ -44,11 +73,10 @@ class AutoscalerLoop:
         policy: CountPolicy,
         ground: Ground,
         scaler: Scaler,
-        routers: Callable[[], Sequence[str]],
+        routers: Routers,
         journal: Journal,
         mode: Literal["active", "advisory"],
     ) -> None:
-        """`routers` names the addresses of the routers that run at the moment."""
         self._policy = policy
         self._ground = ground
         self._scaler = scaler
@@ -72,7 +100,7 @@ class AutoscalerLoop:
     async def step(self, now_s: float) -> Decision | None:
         """Look once, and do what is decided; None when nothing is."""
         try:
-            answers = await asyncio.to_thread(self._ask)
+            answers = await asyncio.to_thread(self._routers.ask)
         except UserError as error:
             _LOG.warning("autoscaling waits: %s", error.message)
             return None
@@ -91,13 +119,6 @@ class AutoscalerLoop:
         self._journal.write(done)
         _LOG.info("%s (%s)", done.summary(), outcome)
         return done
-
-    def _ask(self) -> list[admin_pb2.GetStatusResponse]:
-        answers = []
-        for address in self._routers():
-            with Client(address) as client:
-                answers.append(client.status())
-        return answers
 
     def _advise(self, decision: Decision) -> Decision | None:
         """Say what would be done, once for as long as it is the same."""
@@ -120,8 +141,7 @@ class AutoscalerLoop:
         told: list[str] = []
         for role in ROLES:
             for worker_id in _emptiest(observed, role, change.flips.get(role, 0)):
-                address = self._routers()[0]
-                task = asyncio.create_task(self._flip(change, address, worker_id, role))
+                task = asyncio.create_task(self._flip(change, worker_id, role))
                 self._flips.add(task)
                 task.add_done_callback(self._flips.discard)
                 told.append(f"{worker_id} drains to take the role {role}")
@@ -141,14 +161,10 @@ class AutoscalerLoop:
                 told.append(f"{role}: {error.message}")
         return "; ".join(told) or "nothing was left to do"
 
-    async def _flip(self, change: Change, address: str, worker_id: str, role: Role) -> None:
-        def ask() -> admin_pb2.FlipResponse:
-            with Client(address) as client:
-                return client.flip(worker_id, role)
-
+    async def _flip(self, change: Change, worker_id: str, role: Role) -> None:
         assert change.decision is not None
         try:
-            answer = await asyncio.to_thread(ask)
+            answer = await asyncio.to_thread(self._routers.flip, worker_id, role)
             outcome = f"{worker_id} has taken the role {role}"
             if answer.role != role:
                 outcome = f"{worker_id} remains {answer.role}: {answer.detail}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from orchestrator.autoscaler.journal import Journal
 from orchestrator.autoscaler.live import ground_of_spec
-from orchestrator.autoscaler.loop import AutoscalerLoop, Scaler
+from orchestrator.autoscaler.loop import AutoscalerLoop, RouterCalls, Scaler
 from orchestrator.autoscaler.policy import TandemPolicy
 from orchestrator.spec import ClusterSpec
 
@@ -25,7 +25,7 @@ def autoscaler_of(
 
     def make(scaler: Scaler) -> AutoscalerLoop:
         return AutoscalerLoop(
-            TandemPolicy(ground), ground, scaler, routers, Journal(log_dir), chosen
+            TandemPolicy(ground), ground, scaler, RouterCalls(routers), Journal(log_dir), chosen
         )
 
     return make

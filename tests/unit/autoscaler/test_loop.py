@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,10 @@ import pytest
 from orchestrator.autoscaler.decisions import Cause, Decision
 from orchestrator.autoscaler.journal import Journal, read_decisions
 from orchestrator.autoscaler.live import LiveObserver, ground_of_spec
+from orchestrator.autoscaler.loop import AutoscalerLoop
+from orchestrator.autoscaler.observation import Change, Observation
 from orchestrator.autoscaler.starting import autoscaler_of
+from orchestrator.errors import UserError
 from orchestrator.spec import load_spec
 from protos.tandem.v1 import admin_pb2
 from router.core.events import Role
@@ -99,3 +105,94 @@ def test_the_journal_tells_each_decision_as_it_ended(tmp_path: Path) -> None:
     found = read_decisions(tmp_path)
     assert [one["decision_id"] for one in found] == ["scale-1", "scale-2"]
     assert [one["outcome"] for one in found] == ["done", None]
+
+
+class FakeRouters:
+    """One router with three decode workers, of which the last is idle."""
+
+    def __init__(self) -> None:
+        self.flipped: list[tuple[str, Role]] = []
+        self.asked_to_flip = threading.Event()
+        self.away = False
+
+    def ask(self) -> list[admin_pb2.GetStatusResponse]:
+        if self.away:
+            raise UserError("nobody answers", "")
+        workers = [worker("prefill-a", "prefill")]
+        for name, running in (("decode-a", 3), ("decode-b", 1), ("decode-c", 0)):
+            workers.append(worker(name, "decode"))
+            workers[-1].running_requests = running
+        return [status(5, *workers)]
+
+    def flip(self, worker_id: str, role: Role) -> admin_pb2.FlipResponse:
+        self.flipped.append((worker_id, role))
+        self.asked_to_flip.set()
+        return admin_pb2.FlipResponse(role=role)
+
+
+class FakeScaler:
+    def __init__(self) -> None:
+        self.asked: list[tuple[Role, int]] = []
+
+    def counts(self) -> Mapping[Role, int]:
+        return {"prefill": 1, "decode": 3}
+
+    async def scale(self, role: Role, workers: int) -> None:
+        self.asked.append((role, workers))
+
+
+def looped(
+    tmp_path: Path, mode: str, after: dict[Role, int], flips: dict[Role, int]
+) -> tuple[FakeRouters, FakeScaler, list[dict[str, object]]]:
+    """Two steps of a loop whose policy always wants the same."""
+    pool = {"engine": "simulated", "workers": {"min": 1, "max": 4}}
+    ground = ground_of_spec(load_spec(None, {"prefill": pool, "decode": pool}))
+    routers, scaler = FakeRouters(), FakeScaler()
+
+    def policy(observed: Observation, wanted: Mapping[Role, int]) -> Change:
+        assert observed.expected("decode") == wanted["decode"] == 3
+        return Change(after, flips, decision(1))
+
+    async def steps() -> None:
+        loop = AutoscalerLoop(
+            policy,
+            ground,
+            scaler,
+            routers,
+            Journal(tmp_path),
+            "active" if mode == "active" else "advisory",
+        )
+        await loop.step(0.0)
+        if flips and mode == "active":
+            assert await asyncio.to_thread(routers.asked_to_flip.wait, 10.0)
+        routers.away = True
+        assert await loop.step(5.0) is None
+
+    asyncio.run(steps())
+    return routers, scaler, read_decisions(tmp_path)
+
+
+def test_pools_are_resized_and_the_decision_is_acknowledged(tmp_path: Path) -> None:
+    routers, scaler, told = looped(tmp_path, "active", {"prefill": 2, "decode": 2}, {})
+    assert scaler.asked == [("prefill", 2), ("decode", 2)]
+    assert routers.flipped == []
+    assert "Ray Serve gives the prefill pool 2 workers" in str(told[0]["outcome"])
+
+
+def test_the_emptiest_worker_flips_and_its_pool_keeps_its_size(tmp_path: Path) -> None:
+    after: dict[Role, int] = {"prefill": 2, "decode": 2}
+    routers, scaler, _ = looped(tmp_path, "active", after, {"prefill": 1})
+    assert routers.flipped == [("decode-c", "prefill")]
+    assert scaler.asked == []
+
+
+def test_more_than_the_spec_allows_is_not_asked_for(tmp_path: Path) -> None:
+    _, scaler, _ = looped(tmp_path, "active", {"prefill": 9, "decode": 3}, {})
+    assert scaler.asked == [("prefill", 4)]
+
+
+def test_advice_changes_nothing(tmp_path: Path) -> None:
+    after: dict[Role, int] = {"prefill": 4, "decode": 2}
+    routers, scaler, told = looped(tmp_path, "advisory", after, {"prefill": 1})
+    assert (routers.flipped, scaler.asked) == ([], [])
+    assert told[0]["outcome"] == "advisory: nothing was changed"
