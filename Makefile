@@ -13,7 +13,7 @@ SOURCES := protos workers router loadgen orchestrator k8s tests
 VLLM_ENV := .venv-vllm
 VLLM_READY := $(VLLM_ENV)/.installed
 
-.PHONY: demo test check protos bench literature clean test-full test-gpu vllm-env test-vllm
+.PHONY: demo test check protos bench literature autoscaling-report clean test-full test-gpu vllm-env test-vllm
 
 demo: $(READY)
 	@$(BIN)/tandem demo
@@ -48,6 +48,11 @@ bench: $(READY)
 
 literature: $(READY)
 	$(BIN)/python -m orchestrator.literature docs/literature.md
+
+# Long traces are not part of the repository; without them their rows are left out.
+TRACES ?= ../shared/traces
+autoscaling-report: $(READY)
+	nice $(BIN)/python -m orchestrator.autoscaler.comparison docs/autoscaling.md --traces $(TRACES)
 
 clean:
 	rm -rf $(VENV) $(VLLM_ENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

@@ -70,6 +70,7 @@ from router.text.text_model import (
     load_model_limits,
     load_text_model,
 )
+from router.traffic import TrafficCounts
 from router.validation import ServedModel, validate
 from router.wire import command_for, order_command
 from workers.registry import WorkerDirectory
@@ -123,6 +124,8 @@ class Dispatcher:
             print(header_line(policy, first_handle), file=self._event_log)
         router_id = f"router-{secrets.token_hex(4)}"
         self.metrics = RouterMetrics()
+        self._policy = policy
+        self._traffic = TrafficCounts()
         self._replays = Replays(config.replay_window_s, config.replay_tokens)
         self._intake = Intake(self._feed, self.metrics)
         self._members = Membership(config.model_name, router_id, self._intake.take)
@@ -314,6 +317,7 @@ class Dispatcher:
                 )
                 for record in sorted(self._members.records, key=lambda r: (r.role, r.worker_id))
             ),
+            traffic=self._traffic.message(self._lifecycle.requests.values()),
         )
 
     async def metrics_text(self) -> str:
@@ -337,6 +341,7 @@ class Dispatcher:
         outbox = Outbox(text, bool(request.stop), keeps=request.repeatable)
         running = _Running(request, content, outbox, span)
         self._running[request_id] = running
+        self._traffic.came(len(request.token_ids))
         deadline_ms = request.deadline_ms
         self._feed(
             RequestArrived(
@@ -423,6 +428,9 @@ class Dispatcher:
         running = self._running.pop(instruction.request_id)
         running.outbox.finish(instruction)
         self.metrics.finished(running.outbox.finished)
+        if running.outbox.finished is not None:
+            rank = running.request.class_rank
+            self._traffic.ended(running.outbox.finished, rank, self._policy)
         if running.content and instruction.reason in WELL:
             self._replays.keep(instruction.request_id, running.content, running.outbox, _now_s())
         if self._tracing.enabled:

@@ -30,6 +30,7 @@ class RouterStatus:
     running_requests: int
     matching: MatchReport
     workers: tuple[WorkerState, ...]
+    traffic: admin_pb2.Traffic
 
 
 def status_message(status: RouterStatus) -> admin_pb2.GetStatusResponse:
@@ -40,6 +41,7 @@ def status_message(status: RouterStatus) -> admin_pb2.GetStatusResponse:
         running_requests=status.running_requests,
         workers=[_worker_message(worker) for worker in status.workers],
         matching=_matching_message(status.matching),
+        traffic=status.traffic,
     )
 
 
@@ -71,4 +73,7 @@ def _worker_message(worker: WorkerState) -> admin_pb2.WorkerStatus:
         pid=record.pid,
         duty="" if view is None else duty(view),
         breaker="" if view is None else view.breaker.state,
+        prefill_tokens_per_s=0.0 if view is None else view.load.prefill_tokens_per_s,
+        step_ms=0.0 if view is None else view.load.step_ms,
+        step_requests=0 if view is None else view.load.step_requests,
     )

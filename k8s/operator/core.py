@@ -79,7 +79,7 @@ def _service(resource: Manifest, identity: Identity, default_image: str, deletin
         raise SpecError(problems)
     if not deleting:
         try:
-            refuse_unbuilt(spec)
+            refuse_unbuilt(spec, operator=True)
         except SpecError as error:
             raise _NotBuiltError(error.problems) from error
     return service

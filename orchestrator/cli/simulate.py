@@ -14,6 +14,7 @@ from orchestrator.cli.terminal import note, print_json
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
+    from orchestrator.autoscaler.observation import CountPolicy
     from orchestrator.simulator.cluster import Cluster
     from orchestrator.simulator.results import Results
     from orchestrator.simulator.scenario import Moment
@@ -44,10 +45,12 @@ def simulate(
     patience: flags.Patience = 10.0,
     every_token: flags.EveryToken = False,
     event_log: flags.EventLog = None,
+    policy: flags.PolicyName = None,
     html: flags.Html = None,
     as_json: flags.AsJson = False,
 ) -> None:
     """Run a trace through the router's own core on a simulated cluster."""
+    from orchestrator.cli.simulate_policy import policy_named
     from orchestrator.simulator.building import Options, read_cluster
     from orchestrator.simulator.scenario import read_scenario
     from orchestrator.simulator.simulation import Settings
@@ -68,7 +71,9 @@ def simulate(
             "add --no-prefix-cache",
         )
     moments = [] if scenario is None else read_scenario(scenario)
-    results = _run(one, requests, moments, Settings(seed=seed, every_token=every_token), event_log)
+    counts = policy_named(policy, one, requests, cold_start_s)
+    settings = Settings(seed=seed, every_token=every_token)
+    results = _run(one, requests, moments, settings, counts, event_log)
     if html is not None:
         _write_page(results, html, trace)
     if as_json:
@@ -104,6 +109,7 @@ def _run(
     requests: list[TraceRequest],
     moments: Sequence[Moment],
     settings: Settings,
+    counts: CountPolicy | None,
     event_log: Path | None,
 ) -> Results:
     from orchestrator.simulator.results import Results
@@ -111,7 +117,7 @@ def _run(
 
     began_s = time.perf_counter()
     with _progress_bar(len(requests)) as advance, _recording(event_log, cluster.policy) as watch:
-        outcome = Simulation(cluster, requests, moments, settings, watch=watch).run(advance)
+        outcome = Simulation(cluster, requests, moments, settings, counts, watch).run(advance)
     return Results.of(cluster, outcome, len(requests), time.perf_counter() - began_s)
 
 

@@ -69,5 +69,12 @@ EventLog: TypeAlias = Annotated[
     Path | None,
     typer.Option(help="Record what the core was told, for `python -m router.replay`."),
 ]
+PolicyName: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--policy",
+        help="Autoscaling: tandem, ray-default, per-role, threshold, static-best or oracle.",
+    ),
+]
 Html: TypeAlias = Annotated[Path | None, typer.Option(help="Write a report with plots.")]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,18 +15,26 @@ if TYPE_CHECKING:
 
 def why(
     request_id: Annotated[
-        str, typer.Argument(help="The request's id; without one, the last request that ended.")
+        str,
+        typer.Argument(
+            help="A request's id (without one, the last that ended), scale-N, or scaling: all of "
+            "the autoscaler's decisions."
+        ),
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
     address: Annotated[
         str | None, typer.Option(help="gRPC address of the router, if several run.")
     ] = None,
 ) -> None:
-    """Explain a request: candidates, scores, waits, workers, every retry."""
+    """Explain a request (candidates, waits, retries) or a decision of the autoscaler."""
     from orchestrator.cli.locate import running_cluster
+    from orchestrator.cli.why_scaling import is_decision, show_decisions
     from orchestrator.client import Client
     from orchestrator.errors import UserError
 
+    if is_decision(request_id):
+        show_decisions(request_id, Path(running_cluster(None).log_dir), as_json)
+        return
     routers = [address] if address is not None else running_cluster(None).routers
     silent: UserError | None = None
     # Each router knows its own requests only.

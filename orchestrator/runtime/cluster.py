@@ -6,6 +6,7 @@ same code as an orderly stop.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import json
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import psutil
 
+from orchestrator.autoscaler.starting import autoscaler_of
 from orchestrator.errors import UserError
 from orchestrator.runtime.child import Child, Interrupted, never
 from orchestrator.runtime.control_thread import ControlThread
@@ -32,7 +34,7 @@ from orchestrator.runtime.pools import Pools
 from orchestrator.runtime.ports import check_free, free_port
 from orchestrator.runtime.preflight import check_model, check_vllm
 from orchestrator.runtime.router_process import Endpoints, Routers, router_config
-from orchestrator.runtime.run_file import RunFiles, RunRecord, log_folder
+from orchestrator.runtime.run_file import RunFiles, RunRecord, log_folder, router_addresses
 from orchestrator.runtime.scale_requests import serve_scale_requests
 from orchestrator.runtime.scaling import PoolScaler, pool_bounds
 from orchestrator.runtime.store import EmbeddedStore, check_store
@@ -208,17 +210,27 @@ class LocalCluster:
         assert self._pools is not None
         pools = self._pools
         bounds = pool_bounds(self.spec)
+        assert self.log_dir is not None
+        autoscaler = autoscaler_of(self.spec, self.log_dir, self._router_addresses)
 
         async def control() -> None:
             desk = PoolDesk(store_url, self.id)
             try:
                 scaler = PoolScaler(bounds, pools.sizes, pools.resize)
-                await serve_scale_requests(scaler, desk)
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(serve_scale_requests(scaler, desk))
+                    if autoscaler is not None:
+                        tasks.create_task(autoscaler(scaler).run())
             finally:
                 await desk.close()
 
         self._control = ControlThread(control)
         self._undo.callback(self._control.stop)
+
+    def _router_addresses(self) -> list[str]:
+        """Of all routers, for commands of this user."""
+        assert self.endpoints is not None
+        return router_addresses(self.endpoints.grpc, self.endpoints.local)
 
     def _publish(self, endpoints: Endpoints, log_dir: Path, temp_dir: Path) -> None:
         files = RunFiles()

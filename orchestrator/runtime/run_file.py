@@ -40,10 +40,7 @@ class RunRecord:
     @property
     def routers(self) -> list[str]:
         """The addresses of all routers for commands on this machine, as far as they are known."""
-        if not self.local:
-            return [self.grpc]
-        first = Path(self.local.removeprefix("unix:"))
-        return [f"unix:{path}" for path in sorted(first.parent.glob("router-*.sock"))]
+        return router_addresses(self.grpc, self.local)
 
     @property
     def alive(self) -> bool:
@@ -55,6 +52,14 @@ class RunRecord:
             return abs(process.create_time() - self.pid_started_unix_s) < _START_TOLERANCE_S
         except psutil.NoSuchProcess:
             return False
+
+
+def router_addresses(grpc: str, local: str) -> list[str]:
+    """The addresses of all routers of a cluster, by that of clients and that of commands."""
+    if not local:
+        return [grpc]
+    first = Path(local.removeprefix("unix:"))
+    return [f"unix:{path}" for path in sorted(first.parent.glob("router-*.sock"))]
 
 
 class RunFiles:

@@ -114,6 +114,7 @@ class Results:
             "waited_s": match.waited_s,
             "handed_off": self.finished - sum(rows.local),
             "prefix_hit_share": rows.cached_tokens / max(rows.prompt_tokens, 1),
+            "decisions": [decision.document() for decision in outcome.decisions],
             "timeline": [asdict(sample) for sample in outcome.samples],
             "simulated": {
                 "wall_s": self.wall_s,

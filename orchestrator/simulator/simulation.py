@@ -13,12 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from orchestrator.autoscaler.decisions import Decision
 from orchestrator.simulator.agenda import Agenda
 from orchestrator.simulator.cluster import Cluster
-from orchestrator.simulator.counts import CountPolicy, Observation, fixed_counts
+from orchestrator.simulator.counts import CountPolicy
 from orchestrator.simulator.garbage import Sweeper, swept_by_hand
 from orchestrator.simulator.jobs import Job
 from orchestrator.simulator.links import Flow
+from orchestrator.simulator.observing import Observer
 from orchestrator.simulator.pools import ROLES, Pools
 from orchestrator.simulator.prefixes import TRACE_BLOCK_TOKENS
 from orchestrator.simulator.recording import RequestRows, Sample, shares
@@ -86,6 +88,7 @@ class Outcome:
     seconds: float
     gpu_hours: float
     events: int
+    decisions: tuple[Decision, ...] = ()
 
 
 class Simulation:
@@ -97,10 +100,11 @@ class Simulation:
         trace: Sequence[TraceRequest],
         scenario: Sequence[Moment] = (),
         settings: Settings | None = None,
-        counts: CountPolicy = fixed_counts,
+        counts: CountPolicy | None = None,
         watch: Watch | None = None,
     ) -> None:
-        """`watch` is given each event of the core with its time and what came of it."""
+        """`counts` None keeps the numbers of workers; `watch` is given each event of the core with
+        its time and what came of it."""
         self._cluster = cluster
         self._watch = watch
         self._trace = trace
@@ -122,7 +126,9 @@ class Simulation:
         self._decoders: dict[int, Worker] = {}  # who has memory reserved, by handle
         self._rows = RequestRows()
         self._samples: list[Sample] = []
-        self._sampled = self._observed = self._core.match
+        self._sampled = self._core.match
+        self._observer = Observer(trace, cluster.policy, self._pools, self._core, self._rows)
+        self._decisions: list[Decision] = []
         self._tick_s: float | None = None
         self._disturbed = False  # something may wait for time to pass
         self._arrived = self._ended = 0
@@ -140,7 +146,8 @@ class Simulation:
         span_s = max(self._trace[-1].at_s, 1.0)
         self._sample_s = span_s / self._settings.samples
         agenda.at(0.0, self._sample)
-        agenda.at(self._settings.period_s, self._look)
+        if self._counts is not None:
+            agenda.at(self._settings.period_s, self._look)
         if self._scenario:
             agenda.at(self._scenario[0].at_s, self._happen)
         with swept_by_hand() as sweeper:
@@ -154,6 +161,7 @@ class Simulation:
             self._last_end_s,
             self._pools.gpu_hours,
             self._events,
+            tuple(self._decisions),
         )
 
     def _run_to_end(self, progress: Callable[[int], object], sweeper: Sweeper) -> None:
@@ -326,7 +334,9 @@ class Simulation:
     def _flip(self, worker: Worker, role: Role) -> None:
         before = worker.role
         if worker.flip(role, self._cluster.kinds[role]):
-            self._pools.flipped(before, role)
+            self._pools.flipped(worker.worker_id, before, role)
+        else:
+            self._pools.not_flipped(worker.worker_id)
 
     def _set_tick(self) -> None:
         """Have a Tick come when the core waits for time to pass."""
@@ -341,19 +351,17 @@ class Simulation:
 
     def _look(self, _: int) -> None:
         """Ask how many workers are wanted."""
-        pools, match = self._pools, self._core.match
-        queued = len(self._core.queue)
-        observed = Observation(
-            self._agenda.now_s,
-            queued,
-            len(self._core.requests) - queued,
-            dict(pools.serving),
-            {role: pools.starting[role] + pools.pending(role) for role in ROLES},
-            match.since(self._observed),
-        )
-        self._observed = match
-        pools.change_wanted(self._counts(observed, pools.wanted))
-        self._agenda.at(self._agenda.now_s + self._settings.period_s, self._look)
+        agenda, pools = self._agenda, self._pools
+        assert self._counts is not None
+        change = self._counts(self._observer.observe(agenda.now_s, self._arrived), pools.wanted)
+        for role, count in change.flips.items():
+            for worker_id in pools.choose_to_flip(role, count):
+                self._disturbed = True
+                self._inbox.append(FlipRequested(worker_id, role))
+        pools.change_wanted(change.counts)
+        if change.decision is not None:
+            self._decisions.append(change.decision)
+        agenda.at(agenda.now_s + self._settings.period_s, self._look)
 
     def _happen(self, _: int) -> None:
         """The next moments of the scenario."""

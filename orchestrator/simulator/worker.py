@@ -119,6 +119,21 @@ class Worker:
         """Requests that make tokens."""
         return self._batch.count
 
+    @property
+    def held_tokens(self) -> int:
+        """Of memory that its requests take."""
+        return self._held_tokens
+
+    @property
+    def context_tokens(self) -> float:
+        """Cached tokens of all requests that decode, when what runs began."""
+        return self._batch.context_tokens
+
+    def made_tokens(self) -> tuple[int, int]:
+        """(requests that decode, tokens of their answers that are made)."""
+        step, members = self._step_now(), self._batch.members()
+        return len(members), sum(job.first_index + job.made_by(step) for job in members)
+
     def join(self) -> None:
         """Say what it takes, to a router that has just met it."""
         self._words.credits(holds=False, draining=False)
@@ -226,11 +241,7 @@ class Worker:
 
     def die(self) -> None:
         """Stop dead. What it has made until now has been sent."""
-        step, elapsed_s = self._batch.step, self._agenda.now_s - self._begun_s
-        if elapsed_s < 0.0:
-            step -= 1
-        elif self._run is not None:
-            step += min(self._run.finished(elapsed_s), self._steps)
+        step = self._step_now()
         self._words.tokens([(job, job.made_by(step)) for job in self._batch.members()])
         self._version += 1
         self._busy = False
@@ -241,6 +252,15 @@ class Worker:
         if job.flow is not None:
             job.flow.stop()
             job.flow = None
+
+    def _step_now(self) -> int:
+        """Steps of the batch that have ended by this moment."""
+        step, elapsed_s = self._batch.step, self._agenda.now_s - self._begun_s
+        if elapsed_s < 0.0:
+            step -= 1
+        elif self._run is not None:
+            step += min(self._run.finished(elapsed_s), self._steps)
+        return step
 
     def _accept(self, job: Job) -> bool:
         self._words.work_seen += 1

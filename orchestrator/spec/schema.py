@@ -253,6 +253,8 @@ class AutoscalingSpec(Section):
     mode: Literal["active", "advisory", "off"] = "off"
     period_s: PositiveFloat = 5.0
     role_flip: bool = True
+    cold_start_s: PositiveFloat = 30.0  # from asking for a worker to its serving
+    season_s: PositiveFloat | None = None  # after which traffic repeats, such as a day; null: none
 
     @field_validator("mode", mode="before")
     @classmethod

@@ -11,10 +11,13 @@ from orchestrator.spec.errors import SpecError
 from orchestrator.spec.schema import ClusterSpec
 
 
-def refuse_unbuilt(spec: ClusterSpec, flags: Mapping[str, str] | None = None) -> None:
+def refuse_unbuilt(
+    spec: ClusterSpec, flags: Mapping[str, str] | None = None, *, operator: bool = False
+) -> None:
     """Raise SpecError naming each field, its value, what is built, and what to set instead.
 
-    `flags` gives fields the name of the command-line flag that they were set by.
+    `flags` gives fields the name of the command-line flag that they were set by; `operator` says
+    that the cluster is one of Kubernetes, where nobody changes the counts of a resource yet.
     """
     names = flags or {}
     problems: list[str] = []
@@ -37,7 +40,7 @@ def refuse_unbuilt(spec: ClusterSpec, flags: Mapping[str, str] | None = None) ->
     ):
         if pods != 1:
             refuse(f"kubernetes.{role}.pods_per_worker", pods, "a worker is one pod", 1)
-    if spec.autoscaling.mode != "off":
-        refuse("autoscaling.mode", spec.autoscaling.mode, "pools stay at workers.min", '"off"')
+    if operator and spec.autoscaling.mode != "off":
+        refuse("autoscaling.mode", spec.autoscaling.mode, "pods stay at workers.min", '"off"')
     if problems:
         raise SpecError(problems)

@@ -418,6 +418,7 @@ class GetStatusResponse(_message.Message):
     RUNNING_REQUESTS_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
     MATCHING_FIELD_NUMBER: _builtins.int
+    TRAFFIC_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     queued_requests: _builtins.int
     running_requests: _builtins.int
@@ -425,6 +426,8 @@ class GetStatusResponse(_message.Message):
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerStatus]: ...
     @_builtins.property
     def matching(self) -> Global___Matching: ...
+    @_builtins.property
+    def traffic(self) -> Global___Traffic: ...
     def __init__(
         self,
         *,
@@ -433,14 +436,88 @@ class GetStatusResponse(_message.Message):
         running_requests: _builtins.int = ...,
         workers: _abc.Iterable[Global___WorkerStatus] | None = ...,
         matching: Global___Matching | None = ...,
+        traffic: Global___Traffic | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["matching", b"matching"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["matching", b"matching", "traffic", b"traffic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["matching", b"matching", "model", b"model", "queued_requests", b"queued_requests", "running_requests", b"running_requests", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["matching", b"matching", "model", b"model", "queued_requests", b"queued_requests", "running_requests", b"running_requests", "traffic", b"traffic", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class Traffic(_message.Message):
+    """Sums over the requests of this router since it began; rates are differences of two answers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARRIVED_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    PROMPT_BINS_FIELD_NUMBER: _builtins.int
+    FINISHED_FIELD_NUMBER: _builtins.int
+    ANSWER_TOKENS_FIELD_NUMBER: _builtins.int
+    ANSWER_SQUARES_FIELD_NUMBER: _builtins.int
+    ENDED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    MET_TTFT_FIELD_NUMBER: _builtins.int
+    MET_ITL_FIELD_NUMBER: _builtins.int
+    TTFT_S_FIELD_NUMBER: _builtins.int
+    ITL_S_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    RUNNING_TOKENS_FIELD_NUMBER: _builtins.int
+    arrived: _builtins.int
+    prompt_tokens: _builtins.int
+    """of those that arrived"""
+    finished: _builtins.int
+    """that ended well; the next nine are of these"""
+    answer_tokens: _builtins.int
+    answer_squares: _builtins.float
+    """of the lengths of answers"""
+    ended_prompt_tokens: _builtins.int
+    cached_tokens: _builtins.int
+    """of their prompts"""
+    failed: _builtins.int
+    """that did not end well"""
+    met_ttft: _builtins.int
+    met_itl: _builtins.int
+    ttft_s: _builtins.float
+    itl_s: _builtins.float
+    running: _builtins.int
+    """that decode at this moment"""
+    running_tokens: _builtins.int
+    """of their answers, made so far"""
+    @_builtins.property
+    def prompt_bins(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """how many prompts have 2^(n/2) to 2^((n+1)/2) tokens"""
+
+    def __init__(
+        self,
+        *,
+        arrived: _builtins.int = ...,
+        prompt_tokens: _builtins.int = ...,
+        prompt_bins: _abc.Iterable[_builtins.int] | None = ...,
+        finished: _builtins.int = ...,
+        answer_tokens: _builtins.int = ...,
+        answer_squares: _builtins.float = ...,
+        ended_prompt_tokens: _builtins.int = ...,
+        cached_tokens: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        met_ttft: _builtins.int = ...,
+        met_itl: _builtins.int = ...,
+        ttft_s: _builtins.float = ...,
+        itl_s: _builtins.float = ...,
+        running: _builtins.int = ...,
+        running_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_squares", b"answer_squares", "answer_tokens", b"answer_tokens", "arrived", b"arrived", "cached_tokens", b"cached_tokens", "ended_prompt_tokens", b"ended_prompt_tokens", "failed", b"failed", "finished", b"finished", "itl_s", b"itl_s", "met_itl", b"met_itl", "met_ttft", b"met_ttft", "prompt_bins", b"prompt_bins", "prompt_tokens", b"prompt_tokens", "running", b"running", "running_tokens", b"running_tokens", "ttft_s", b"ttft_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Traffic: _TypeAlias = Traffic  # noqa: Y015
 
 @_typing.final
 class Matching(_message.Message):
@@ -523,6 +600,9 @@ class WorkerStatus(_message.Message):
     PID_FIELD_NUMBER: _builtins.int
     DUTY_FIELD_NUMBER: _builtins.int
     BREAKER_FIELD_NUMBER: _builtins.int
+    PREFILL_TOKENS_PER_S_FIELD_NUMBER: _builtins.int
+    STEP_MS_FIELD_NUMBER: _builtins.int
+    STEP_REQUESTS_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     role: _builtins.str
     engine: _builtins.str
@@ -542,6 +622,12 @@ class WorkerStatus(_message.Message):
     """serving, draining, safe_to_delete or flipping"""
     breaker: _builtins.str
     """closed, open or probing: whether it is left alone"""
+    prefill_tokens_per_s: _builtins.float
+    """while it reads; this and the next two: 0 if not measured"""
+    step_ms: _builtins.float
+    """of its last decode steps"""
+    step_requests: _builtins.int
+    """that decoded in them"""
     def __init__(
         self,
         *,
@@ -560,10 +646,13 @@ class WorkerStatus(_message.Message):
         pid: _builtins.int = ...,
         duty: _builtins.str = ...,
         breaker: _builtins.str = ...,
+        prefill_tokens_per_s: _builtins.float = ...,
+        step_ms: _builtins.float = ...,
+        step_requests: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "breaker", b"breaker", "connected", b"connected", "duty", b"duty", "engine", b"engine", "free_tokens", b"free_tokens", "layout", b"layout", "lease_remaining_s", b"lease_remaining_s", "pid", b"pid", "request_slots", b"request_slots", "role", b"role", "running_requests", b"running_requests", "total_tokens", b"total_tokens", "uptime_s", b"uptime_s", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "breaker", b"breaker", "connected", b"connected", "duty", b"duty", "engine", b"engine", "free_tokens", b"free_tokens", "layout", b"layout", "lease_remaining_s", b"lease_remaining_s", "pid", b"pid", "prefill_tokens_per_s", b"prefill_tokens_per_s", "request_slots", b"request_slots", "role", b"role", "running_requests", b"running_requests", "step_ms", b"step_ms", "step_requests", b"step_requests", "total_tokens", b"total_tokens", "uptime_s", b"uptime_s", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import UsageError
 from orchestrator.simulator.cluster import Cluster
-from orchestrator.simulator.counts import Observation
+from orchestrator.simulator.counts import Change, Observation
 from orchestrator.simulator.prefixes import TRACE_BLOCK_TOKENS
 from orchestrator.simulator.scenario import Moment, read_scenario
 from orchestrator.simulator.simulation import Outcome, Settings, Simulation
@@ -182,14 +182,14 @@ def test_without_prefill_workers_prompts_are_read_where_they_are_decoded() -> No
 def test_a_policy_is_asked_every_period_and_obeyed() -> None:
     asked: list[Observation] = []
 
-    def two_more(observed: Observation, wanted: Mapping[Role, int]) -> Mapping[Role, int]:
+    def two_more(observed: Observation, wanted: Mapping[Role, int]) -> Change:
         asked.append(observed)
-        return {"prefill": 2, "decode": 5 if observed.now_s >= 10.0 else wanted["decode"]}
+        return Change({"prefill": 2, "decode": 5 if observed.now_s >= 10.0 else wanted["decode"]})
 
     outcome = Simulation(cluster(), traffic(400, 20.0), counts=two_more).run()
     assert [one.now_s for one in asked[:3]] == [5.0, 10.0, 15.0]
     assert asked[0].serving == {"prefill": 2, "decode": 3}
-    assert asked[0].match.seconds > 0.0
+    assert asked[0].traffic.arrived + asked[1].traffic.arrived == pytest.approx(200, abs=60)
     at_s, count = served(outcome, "decode")[-1]
     assert count == 5
     assert at_s == pytest.approx(13.0, abs=0.2)

@@ -1,0 +1,157 @@
+"""The report as Markdown with plots: a row for each policy, and how the targets are met."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.autoscaler.comparison.cases import COLD_STARTS_S, Case
+from orchestrator.autoscaler.comparison.compare import Runs, key_of
+from orchestrator.autoscaler.comparison.runs import Figures
+from orchestrator.autoscaler.names import NAMES
+from orchestrator.drawing import (
+    AMBER,
+    BLUE,
+    GREY,
+    Box,
+    Curve,
+    LinearScale,
+    axes,
+    legend_line,
+    line,
+    svg,
+)
+
+_GOAL = 0.99
+_EQUAL = 0.005  # attainments that differ by no more are called equal
+_PLOTTED: tuple[tuple[str, str, str], ...] = (
+    ("oracle", GREY, "4 3"),
+    ("per-role", AMBER, ""),
+    ("tandem", BLUE, ""),
+)
+_HEAD = (
+    "| policy | SLO attainment | lost | refused | GPU-hours | over the oracle's "
+    "| goodput per GPU-hour | actions per hour |\n|---|---|---|---|---|---|---|---|\n"
+)
+
+
+def write_report(page: Path, cases: Sequence[Case], runs: Runs) -> None:
+    """Fill what is between the markers of the page, and draw the plots beside it."""
+    sections: list[str] = []
+    folder = page.with_suffix("")
+    for case in cases:
+        for cold_start_s in COLD_STARTS_S:
+            found = _of_case(case, cold_start_s, runs)
+            if "tandem" not in found or "oracle" not in found:
+                continue
+            name = f"{case.name}-{cold_start_s:g}.svg"
+            folder.mkdir(exist_ok=True)
+            (folder / name).write_text(_plot(case.name, found), encoding="utf-8")
+            title = f"### {case.name}, cold start {cold_start_s:g} s\n\n"
+            plot = f"\n![workers over time]({folder.name}/{name})\n"
+            sections.append(title + _table(found) + plot)
+    text = page.read_text(encoding="utf-8") if page.exists() else f"{_BEGIN}\n{_END}\n"
+    before, rest = text.split(_BEGIN)
+    after = rest.split(_END)[1]
+    body = "\n".join([_targets(cases, runs), *sections])
+    page.write_text(f"{before}{_BEGIN}\n\n{body}\n{_END}{after}", encoding="utf-8")
+
+
+_BEGIN = "<!-- begin: written by make autoscaling-report -->"
+_END = "<!-- end -->"
+
+
+def _of_case(case: Case, cold_start_s: float, runs: Runs) -> dict[str, Figures]:
+    rows = {name: runs.get(key_of(case.name, cold_start_s, name)) for name in NAMES}
+    return {name: figures for name, figures in rows.items() if figures is not None}
+
+
+def _table(found: dict[str, Figures]) -> str:
+    least = found["oracle"].gpu_hours
+    rows = [
+        f"| {name} | {one.attainment:.2%} | {one.lost} | {one.refused} | {one.gpu_hours:.2f} "
+        f"| {one.gpu_hours / least:.2f} | {one.goodput_per_gpu_hour:,.0f} "
+        f"| {one.actions_per_hour:.0f} |"
+        for name, one in found.items()
+    ]
+    return _HEAD + "\n".join(rows) + "\n"
+
+
+def _targets(cases: Sequence[Case], runs: Runs) -> str:
+    """A row for each case: the figures that the targets are about."""
+    rows = [
+        "| traffic | cold start | attainment (>= 99 %) | GPU-hours / oracle (<= 1.25) "
+        "| goodput per GPU-hour / static-best (>= 2 where it shifts) "
+        "| / best other at equal attainment (>= 1.2) | lost (0) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for case in cases:
+        for cold_start_s in COLD_STARTS_S:
+            found = _of_case(case, cold_start_s, runs)
+            if "tandem" not in found or "oracle" not in found:
+                continue
+            mine, least = found["tandem"], found["oracle"]
+            over = mine.gpu_hours / least.gpu_hours
+            static = found.get("static-best")
+            times = None if static is None else _ratio(mine, static)
+            best = _best_other(mine, found)
+            rows.append(
+                f"| {case.name} | {cold_start_s:g} s "
+                f"| {mine.attainment:.2%}{_mark(mine.attainment >= _GOAL)} "
+                f"| {over:.2f}{_mark(over <= 1.25)} "
+                f"| {_cell(times, 2.0) if case.shifting else _cell(times, 0.0)} "
+                f"| {'none attains as much' if best is None else _cell(_ratio(mine, best), 1.2)}"
+                f"{'' if best is None else f' ({best.policy})'} "
+                f"| {mine.lost}{_mark(mine.lost == 0)} |"
+            )
+    return "## Targets\n\n" + "\n".join(rows) + "\n"
+
+
+def _best_other(mine: Figures, found: dict[str, Figures]) -> Figures | None:
+    """Of the others that know no future, the best that attains as much."""
+    others = [
+        one
+        for name, one in found.items()
+        if name in ("ray-default", "per-role", "threshold", "static-best")
+        and one.attainment >= min(mine.attainment, _GOAL) - _EQUAL
+    ]
+    return max(others, key=lambda one: one.goodput_per_gpu_hour, default=None)
+
+
+def _ratio(one: Figures, other: Figures) -> float:
+    return one.goodput_per_gpu_hour / other.goodput_per_gpu_hour
+
+
+def _cell(value: float | None, goal: float) -> str:
+    return "-" if value is None else f"{value:.2f}{_mark(value >= goal) if goal else ''}"
+
+
+def _mark(met: bool) -> str:
+    return "" if met else " **missed**"
+
+
+def _plot(name: str, found: dict[str, Figures]) -> str:
+    """Workers of both roles over time."""
+    box = Box(760, 300, 60, 20, 40, 52)
+    curves: list[tuple[Curve, str, str, str]] = [
+        ([(at_s / 60.0, float(p + d)) for at_s, p, d in found[policy].timeline], c, dashes, policy)
+        for policy, c, dashes in _PLOTTED
+        if policy in found
+    ]
+    most_x = max(point[0] for curve, *_ in curves for point in curve)
+    most_y = max(point[1] for curve, *_ in curves for point in curve)
+    x, y = LinearScale.up_to(most_x, *box.span_x), LinearScale.up_to(most_y, *box.span_y)
+    parts = axes(box, x, y, "minutes", "workers that serve")
+    for number, (curve, colour, dashes, label) in enumerate(curves):
+        parts += line(_stairs(curve), x, y, colour, dashes)
+        parts += legend_line(80.0 + 150.0 * number, 24.0, colour, dashes, label)
+    return svg(box, f"Workers over time, {name}", parts)
+
+
+def _stairs(curve: Curve) -> list[tuple[float, float]]:
+    """Only where it changes, with a step there: small files."""
+    out = [curve[0]]
+    for at, value in curve[1:]:
+        if value != out[-1][1]:
+            out += [(at, out[-1][1]), (at, value)]
+    return [*out, (curve[-1][0], out[-1][1])]

@@ -1,0 +1,105 @@
+"""A decision as a record that explains itself.
+
+Every change of counts or roles has an id, its inputs, the formula with numbers in it, what else was
+weighed, and a reason; whoever carries it out acknowledges it. `tandem why` shows them.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from router.core.events import Role
+
+
+class Cause(enum.StrEnum):
+    """Why a pool changes: words for people who run the cluster."""
+
+    DEMAND_GREW = "demand grew"
+    DEMAND_EXPECTED = "demand is expected to grow before a new worker could serve"
+    BACKLOG = "requests are waiting"
+    LENGTHS_CHANGED = "requests have become longer or shorter"
+    SURPLUS = "the other workers carry the load within targets"
+    IDLE = "there is no traffic"
+    CALLED_OFF = "workers that were waiting for GPUs are not needed any more"
+    BALANCE = "one pool has workers to spare that the other one lacks"
+    LIMITS = "the pool was outside of its limits"
+    RULE = "the rule of the policy"
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """Something else that was weighed, and why it was not taken."""
+
+    what: str
+    why_not: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One change.
+
+    Attributes:
+        at_s: on the clock of whoever observed.
+        before, after: workers of each role, coming ones and flips included.
+        flips: workers that take that role.
+        inputs: figures that it rests on, units in their names.
+        formula: how they make the counts.
+        outcome: empty until it is acknowledged; then what came of it.
+    """
+
+    number: int
+    at_s: float
+    policy: str
+    cause: Cause
+    before: Mapping[Role, int]
+    after: Mapping[Role, int]
+    flips: Mapping[Role, int] = field(default_factory=dict)
+    inputs: Mapping[str, float] = field(default_factory=dict)
+    formula: str = ""
+    alternatives: tuple[Alternative, ...] = ()
+    outcome: str = ""
+
+    @property
+    def decision_id(self) -> str:
+        return f"scale-{self.number}"
+
+    def summary(self) -> str:
+        """One line: what changes and why."""
+        parts = [
+            f"{role} {self.before[role]} -> {self.after[role]}"
+            for role in self.after
+            if self.before[role] != self.after[role]
+        ]
+        parts += [f"{count} take the role {role}" for role, count in self.flips.items() if count]
+        return f"{self.decision_id}: {', '.join(parts) or 'nothing'}: {self.cause}"
+
+    def lines(self) -> list[str]:
+        """The whole story, for people."""
+        lines = [self.summary()]
+        lines += [f"  {name} {value:,.4g}" for name, value in self.inputs.items()]
+        if self.formula:
+            lines.append(f"  {self.formula}")
+        lines += [f"  not: {one.what}: {one.why_not}" for one in self.alternatives]
+        lines.append(f"  {self.outcome or 'not acknowledged'}")
+        return lines
+
+    def document(self) -> dict[str, object]:
+        """For `--json`."""
+        return {
+            "decision_id": self.decision_id,
+            "at_s": round(self.at_s, 3),
+            "policy": self.policy,
+            "reason": self.cause.name,
+            "reason_text": self.cause.value,
+            "before": dict(self.before),
+            "after": dict(self.after),
+            "flips": dict(self.flips),
+            "inputs": dict(self.inputs),
+            "formula": self.formula,
+            "alternatives": [
+                {"what": one.what, "why_not": one.why_not} for one in self.alternatives
+            ],
+            "outcome": self.outcome or None,
+        }
