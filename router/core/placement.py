@@ -121,7 +121,7 @@ def _choose_in(fleet: Fleet, policy: Policy, ask: Ask, version: str) -> Choice:
     if pool is None or not pool.any_ever(ask.read_tokens):
         return _best([_local(writer, ask) for writer in writers])
     local = _worth_reading_here(writers, policy, ask, with_hit)
-    readers = _readers(pool, policy, ask, with_hit)
+    readers = _readers(pool, ask, with_hit)
     if not readers:
         return _best(local) if local else Choice(None, (), Blocked.PREFILL)
     if len(writers) > 1:
@@ -153,7 +153,7 @@ def _writers(pool: Columns, ask: Ask, with_hit: list[WorkerView]) -> list[Worker
     return _unavoided(ask, [view for view in views if _keeps_itl(view, ask.itl_s)])
 
 
-def _readers(pool: Columns, policy: Policy, ask: Ask, with_hit: list[WorkerView]) -> list[_Reader]:
+def _readers(pool: Columns, ask: Ask, with_hit: list[WorkerView]) -> list[_Reader]:
     """The few prefill workers that would have read the request first."""
     views = pool.soonest_read(ask.read_tokens, _LEAST_LOADED)
     more = [
@@ -163,11 +163,8 @@ def _readers(pool: Columns, policy: Policy, ask: Ask, with_hit: list[WorkerView]
     ]
     if len(more) > _WITH_HIT:
         more.sort(key=lambda view: (view.wait_s, view.worker_id))
-    backlog_s, hits = policy.prefill_backlog_s, ask.hits
-    readers = []
+    hits, readers = ask.hits, []
     for view in _unavoided(ask, views + more[:_WITH_HIT]):
-        if view.wait_s > backlog_s and view.unread_tokens:
-            continue
         name, load, uncached = view.worker_id, view.load, ask.read_tokens
         if hits:
             uncached -= hits.tokens(name)

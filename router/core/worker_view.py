@@ -156,6 +156,9 @@ class WorkerView:
         if load.running_requests > running:
             running = load.running_requests
         self.wait_s = waiting * self.per_token_s
+        late = self.unread_tokens > 0 and self.wait_s > self.policy.prefill_backlog_s
+        if late and self.role == "prefill":
+            self.room_tokens = -1
         self.occupancy = held / self.most_slots if self.most_slots else 0.0
         self.next_step_s = self.steps.step_s(running + 1) + _OCCUPANCY_S * self.occupancy
 

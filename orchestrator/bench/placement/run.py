@@ -28,6 +28,7 @@ from protos.tandem.v1 import common_pb2
 from protos.tandem.v1.handoff_pb2 import HandoffTicket
 from protos.tandem.v1.inference_pb2 import HandoffReport
 from router.collector import collect_seldom
+from router.compiled import is_compiled
 from router.core.events import (
     Ended,
     PrefillDone,
@@ -66,8 +67,9 @@ class Findings:
     slowest_burst_us: float  # by the clock, for each decision in it
     hit_share: float  # of decisions that went where some of the prompt was cached
     request_us: float  # arrival to end without the decision, tokens in one batch
-    hash_us: float  # of one prompt
+    hash_us: float  # of one prompt, processor time
     index_bytes_per_block: float
+    core_compiled: bool  # by `python -m router.compile`, else it is interpreted
 
 
 def run(settings: Settings, report: Callable[[str], None]) -> Findings:
@@ -109,6 +111,7 @@ def run(settings: Settings, report: Callable[[str], None]) -> Findings:
         request_us=statistics.median(one.rest_us for one in rounds),
         hash_us=hash_us,
         index_bytes_per_block=max(0, grown - kept) / max(1, index.blocks),
+        core_compiled=is_compiled(),
     )
 
 
@@ -131,10 +134,10 @@ class _Decided:
 
 def _hash_us(prompts: Prompts) -> float:
     several = [prompts.new() for _ in range(256)]
-    began_s = time.perf_counter()
+    began_s = time.thread_time()
     for token_ids in several:
         PrefixKeys.of(token_ids, BLOCK_TOKENS)
-    return (time.perf_counter() - began_s) / len(several) * 1e6
+    return (time.thread_time() - began_s) / len(several) * 1e6
 
 
 def _round(

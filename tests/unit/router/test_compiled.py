@@ -19,10 +19,8 @@ print(compiled.is_compiled(), lifecycle.__file__.endswith(".py"))
 """
 
 
-def _run(*arguments: str, cache: Path, path: str | None = None) -> str:
+def _run(*arguments: str, cache: Path) -> str:
     environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
-    if path is not None:
-        environment["PATH"] = path
     done = subprocess.run(
         [sys.executable, *arguments], env=environment, capture_output=True, text=True, check=True
     )
@@ -44,8 +42,7 @@ def test_where_nothing_was_compiled_or_it_is_broken_the_sources_are_run(tmp_path
     folder = tmp_path / "tandem" / "core" / compiled.digest()
     folder.mkdir(parents=True)
     for module in ("tandem_core__mypyc", "lifecycle"):
-        suffix = compiled.SUFFIX
-        (folder / f"{module}{suffix}").write_bytes(b"not machine code")
+        (folder / f"{module}{compiled.SUFFIX}").write_bytes(b"not machine code")
     assert _run("-c", _SHOW, cache=tmp_path) == "False True\n"
 
 
