@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 from router.core.matching import MatchReport
 from router.core.reasons import reason_name
-from router.metrics import Counter, Histogram, counter_lines, gauge_lines
+from router.metrics import TIME_BUCKETS_S, Counter, Histogram, counter_lines, gauge_lines
+from router.relay.pacing import PROMISED_HOLD_S
 from router.requests import Finished
 from router.status import RouterStatus
 
@@ -39,7 +40,9 @@ class RouterMetrics:
             "The router's own time for tokens: from the core to the client's connection.",
         )
         self.hold = Histogram(
-            "tandem_token_hold_seconds", "How long tokens waited for those that follow."
+            "tandem_token_hold_seconds",
+            "How long tokens waited for those that follow.",
+            sorted((*TIME_BUCKETS_S, PROMISED_HOLD_S)),
         )
         self.loop_delay = Histogram(
             "tandem_loop_delay_seconds", "How late the event loop's timers came."

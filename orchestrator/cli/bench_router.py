@@ -41,7 +41,11 @@ def router_command(progress: Progress) -> Callable[..., None]:
             int, typer.Option(min=1, help="Open at once to see what they take of memory.")
         ] = 10_000,
         memory_requests: Annotated[
-            int, typer.Option(min=100, help="Short ones, to see whether memory grows.")
+            int,
+            typer.Option(
+                min=100,
+                help="Short ones, to see whether memory grows; a million takes 15 to 30 minutes.",
+            ),
         ] = 100_000,
         quick: Annotated[
             bool, typer.Option("--quick", help="Only show that everything runs.")

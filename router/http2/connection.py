@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import struct
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -105,6 +105,7 @@ class Connection:
         without a `budget` is trusted."""
         self._preface = preface
         self._budget = budget
+        self._worked: Callable[[], None] = _nothing if budget is None else budget.work
         self._now_s = 0.0
         self._buffer = bytearray()
         self._decoder = Decoder(max_header_list_size=_MOST_HEADER_BYTES)
@@ -202,10 +203,6 @@ class Connection:
         """The peer did something that asks for nothing; raises Http2Error when it is too much."""
         if self._budget is not None and not self._budget.spend(amount, self._now_s):
             raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that ask for nothing")
-
-    def _worked(self) -> None:
-        if self._budget is not None:
-            self._budget.work()
 
     def waiting(self, stream_id: int) -> int:
         """How many pieces of a stream flow control holds back."""
@@ -427,3 +424,7 @@ def _unpadded(flags: int, payload: bytes) -> bytes:
     if not payload or payload[0] >= len(payload):
         raise Http2Error(ErrorCode.PROTOCOL_ERROR, "more padding than payload")
     return payload[1 : len(payload) - payload[0]]
+
+
+def _nothing() -> None:
+    """What a trusted peer's work pays for."""

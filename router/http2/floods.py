@@ -29,7 +29,7 @@ class Budget:
 
     def work(self) -> None:
         """A message was sent, or a part of one taken."""
-        self._left = min(BURST, self._left + _FOR_WORK)
+        self._left += _FOR_WORK  # `spend` keeps it from growing beyond all bounds
 
     def spend(self, amount: float, now_s: float) -> bool:
         """Pay for a frame; False when the peer has done too much for nothing."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 # The load at which tokens begin to wait, and the one at which they wait longest.
 _FREE_LOAD = 0.5
 _FULL_LOAD = 0.8
-# What is promised is 25 ms; the difference is for timers, which come up to a millisecond late, and
-# for what stands before them on the loop.
+PROMISED_HOLD_S = 0.025
+# The difference is for timers, which come up to a millisecond late, and for what stands before them
+# on the loop.
 LONGEST_HOLD_S = 0.020
 # How often to look. Short, so that a burst is met within about a tenth of a second.
 SAMPLE_S = 0.025

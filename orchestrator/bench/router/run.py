@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,7 +20,8 @@ _QUANTILES = (0.5, 0.95, 0.99)
 _WARM_SHARE = 0.25
 # A step that is longer than the bench, so that requests stay open.
 _NEVER_MS = 3_600_000.0
-_SHORT_TOKENS = 2
+_SHORT_TOKENS = 4
+_READINGS = 8
 _HISTOGRAMS = {
     "request_ms": "tandem_router_request_seconds",
     "token_ms": "tandem_router_token_seconds",
@@ -36,6 +38,8 @@ class Phase:
     router_cpu_s: float
     others_cores: float  # of the machine, used by processes that are not the bench's
     times_ms: dict[str, list[float | None]]
+    longest_hold_ms: float  # to the bound of a bucket, of which 25 ms is one; 0: none was held
+    offered_rps: float | None = None  # None in a closed loop
 
     @property
     def requests_per_s(self) -> float:
@@ -53,6 +57,11 @@ class Phase:
     def tokens_per_core_s(self) -> float:
         """Tokens for each second of the routers' processor time."""
         return self.sample.tokens / self.router_cpu_s
+
+    @property
+    def requests_per_core_s(self) -> float:
+        """Requests for each second of the routers' processor time."""
+        return self.sample.finished / self.router_cpu_s
 
     @property
     def cpu_ms_per_request(self) -> float:
@@ -83,9 +92,9 @@ class Memory:
     idle_bytes: int
     open_bytes: int
     open_requests: int
-    warm_bytes: int
-    final_bytes: int
-    requests_between: int
+    growth_bytes_per_request: float  # the slope through several readings
+    requests: int  # of all of that phase
+    requests_between: int  # the first and the last of those readings
 
     @property
     def per_10k_open_bytes(self) -> float:
@@ -93,8 +102,8 @@ class Memory:
 
     @property
     def growth_per_million_bytes(self) -> float:
-        """What a million requests would add, from those between two readings."""
-        return (self.final_bytes - self.warm_bytes) / self.requests_between * 1e6
+        """What a million requests add, or would."""
+        return self.growth_bytes_per_request * 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +150,11 @@ def run_router_bench(settings: RouterBenchSettings, report: Report) -> Findings:
             report(f"{settings.rate_rps:g} requests/s")
             latency = _phase(rig, load.model_copy(update={"requests_per_s": settings.rate_rps}))
         report(f"memory over {settings.memory_requests} requests")
-        warm, final, between = _memory_slope(rig, settings)
+        slope, between = _memory_slope(rig, settings, report)
     report(f"memory of {settings.open_requests} open requests")
     with running_rig(settings, replace(times, step_ms=_NEVER_MS)) as rig:
         idle, held = _memory_open(rig, settings)
-    memory = Memory(idle, held, settings.open_requests, warm, final, between)
+    memory = Memory(idle, held, settings.open_requests, slope, settings.memory_requests, between)
     return Findings(low, saturation, long_answers, loaded, latency, memory)
 
 
@@ -166,18 +175,26 @@ def _phase(rig: Rig, load: Load) -> Phase:
         ]
         for name, histogram in _HISTOGRAMS.items()
     }
-    return Phase(sample, used_s, max(0.0, others_s / elapsed_s), times_ms)
+    hold = _HISTOGRAMS["hold_ms"]
+    longest_ms = quantile_ms(before.get(hold, {}), after.get(hold, {}), 1.0) or 0.0
+    others_cores = max(0.0, others_s / elapsed_s)
+    return Phase(sample, used_s, others_cores, times_ms, longest_ms, load.requests_per_s)
 
 
-def _memory_slope(rig: Rig, settings: RouterBenchSettings) -> tuple[int, int, int]:
-    """Resident memory after a first part of many short requests and after all, and how many came
-    between."""
+def _memory_slope(rig: Rig, settings: RouterBenchSettings, report: Report) -> tuple[float, int]:
+    """Bytes of resident memory that a request adds, by least squares through several readings of a
+    steady stream of short requests, and how many of these came between the first and the last.
+
+    The first part is not read: caches and pools fill.
+    """
     warm = int(settings.memory_requests * _WARM_SHARE)
-    readings = []
-    for requests in (warm, settings.memory_requests - warm):
+    each = (settings.memory_requests - warm) // _READINGS
+    readings: list[tuple[float, float]] = []
+    done = 0
+    for requests in (warm, *[each] * _READINGS):
         rig.client.ask(
             Load(
-                prompt_tokens=settings.prompt_tokens,
+                prompt_tokens=_SHORT_TOKENS,
                 output_tokens=_SHORT_TOKENS,
                 concurrency=64,
                 requests=requests,
@@ -185,8 +202,11 @@ def _memory_slope(rig: Rig, settings: RouterBenchSettings) -> tuple[int, int, in
         )
         rig.client.window()
         rig.client.sample()
-        readings.append(rig.router_reading().rss_bytes)
-    return readings[0], readings[1], settings.memory_requests - warm
+        done += requests
+        readings.append((done, rig.router_reading().rss_bytes))
+        report(f"memory after {done} of {settings.memory_requests} requests")
+    slope, _ = statistics.linear_regression(*zip(*readings, strict=True))
+    return slope, done - warm
 
 
 def _memory_open(rig: Rig, settings: RouterBenchSettings) -> tuple[int, int]:

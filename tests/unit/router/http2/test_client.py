@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.http2 import frames
@@ -34,6 +34,7 @@ class Pair:
         return heard
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 200_000), max_size=6))
 def test_messages_of_any_size_arrive_both_ways(sizes: list[int]) -> None:
     pair = Pair()

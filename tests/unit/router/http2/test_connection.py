@@ -6,7 +6,7 @@ import struct
 
 import pytest
 from hpack import Decoder, Encoder
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.http2 import frames
@@ -204,6 +204,7 @@ _FRAMES = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(_FRAMES, st.binary(max_size=20)), max_size=30), st.integers(1, 50))
 def test_no_bytes_do_more_than_end_the_connection(parts: list[bytes], piece: int) -> None:
     server = ServerConnection(3, 0.0)
@@ -219,6 +220,7 @@ def test_no_bytes_do_more_than_end_the_connection(parts: list[bytes], piece: int
         pass
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 3000), max_size=20), st.integers(1, 700), st.integers(1, 5000))
 def test_an_answer_arrives_whole_whatever_the_windows(
     parts: list[int], increment: int, window: int
