@@ -105,8 +105,9 @@ def test_a_worker_that_dies_has_not_made_the_tokens_of_the_step_that_ran() -> No
     alone.prefill(1, 30, 100)
     first_s, step_s = TIMES.step_s(30, 0, 0), TIMES.step_s(0, 1, 31)
     alone.run(first_s + 10.5 * step_s)
-    alone.worker.reserve(Job(2, 30, 1, 50, 80, 0, False, 31))
-    alone.worker.arrived(2)
+    state = Job(2, 30, 1, 50, 80, 0, False, 31)
+    alone.worker.reserve(state)
+    alone.worker.arrived(2, state)
     alone.worker.die()
     told = {
         handle: first + count
@@ -125,8 +126,9 @@ def test_whoever_joins_in_a_step_begins_with_the_next_one_and_may_leave_before()
         alone.prefill(1, 30, 12)
         first_s, step_s = TIMES.step_s(30, 0, 0), TIMES.step_s(0, 1, 31)
         alone.run(first_s + 5.5 * step_s)
-        alone.worker.reserve(Job(2, 30, 1, 50, 80, 0, False, 31))
-        alone.worker.arrived(2)
+        state = Job(2, 30, 1, 50, 80, 0, False, 31)
+        alone.worker.reserve(state)
+        alone.worker.arrived(2, state)
         if is_cancelled:
             alone.worker.cancel(2, common_pb2.REASON_CANCELLED)
         alone.run()
