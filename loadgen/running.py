@@ -1,6 +1,6 @@
 """Sends conversations at their moments, or by a number of users, until all is done or told to stop.
 
-The clock and the sleep are the event loop's, so a test can run on virtual time.
+The clock is given, and the sleep is the event loop's, so a test can run on virtual time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Coroutine, Iterable, Iterator
 
 from loadgen.asking import Prompt, Prompts
 from loadgen.clients.client import Ask, Client
-from loadgen.recording import INTERRUPTED, Record, Recorder
+from loadgen.recording import INTERRUPTED, Clock, Record, Recorder
 from loadgen.sessions import Session, Turn
 
 _WATCHDOG_S = 0.05
@@ -22,15 +22,15 @@ _AHEAD = 256
 class LoopDelay:
     """How late the event loop's timers come: a client that has no time left measures itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self.delays_ms: list[float] = []
 
     async def watch(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            due_s = loop.time() + _WATCHDOG_S
+            due_s = self._clock() + _WATCHDOG_S
             await asyncio.sleep(_WATCHDOG_S)
-            self.delays_ms.append((loop.time() - due_s) * 1e3)
+            self.delays_ms.append((self._clock() - due_s) * 1e3)
 
 
 class Runner:

@@ -28,7 +28,8 @@ def single(times_s: Sequence[float], tokens: int = 4) -> list[Session]:
 
 def send(client: ScriptedClient, load: Load, asking: Asking = ASKING) -> Run:
     async def all_of_it() -> Run:
-        return await LoadRun(client, load, TARGETS).run(await client.open(), asking)
+        now = asyncio.get_running_loop().time
+        return await LoadRun(client, load, TARGETS, now=now).run(await client.open(), asking)
 
     return run(all_of_it())
 
@@ -116,8 +117,10 @@ def test_prompts_that_do_not_fit_are_shortened_and_that_is_said() -> None:
 def test_a_stop_cuts_off_what_runs_and_reports_what_was() -> None:
     async def stopped() -> Run:
         client = ScriptedClient(ttft_s=2.0)
-        running = LoadRun(client, Load(single([0.0, 9.0, 10.0, 60.0])), TARGETS)
-        asyncio.get_running_loop().call_later(11.0, running.stop)
+        loop = asyncio.get_running_loop()
+        load = Load(single([0.0, 9.0, 10.0, 60.0]))
+        running = LoadRun(client, load, TARGETS, now=loop.time)
+        loop.call_later(11.0, running.stop)
         return await running.run(await client.open(), ASKING)
 
     report = run(stopped()).document()
