@@ -80,6 +80,21 @@ def test_users_think_between_conversations_and_stop_after_the_given_seconds() ->
     assert sent == [0.0, 0.0, 4.0, 4.0, 8.0, 8.0]
 
 
+def test_users_do_not_wait_for_the_moments_of_a_traces_later_turns() -> None:
+    session = Session(0, 0.0, (Turn(5, 1), Turn(5, 1, not_before_s=1e6)))
+    done = send(ScriptedClient(ttft_s=1.0), Load([session], users=1, think_s=3.0))
+    assert [record.intended_s for record in done.recorder.records] == [
+        pytest.approx(0.0, abs=1e-6),
+        pytest.approx(4.0),
+    ]
+
+
+def test_answers_are_forgotten_when_no_later_turn_needs_them() -> None:
+    done = send(ScriptedClient(), Load([Session(0, 0.0, (Turn(5, 2), Turn(5, 2)))]))
+    assert [record.answer_ids for record in done.recorder.records] == [[], []]
+    assert [record.tokens for record in done.recorder.records] == [2, 2]
+
+
 def test_a_load_ends_its_sending_after_the_given_seconds_and_waits_for_answers() -> None:
     done = send(ScriptedClient(ttft_s=30.0), Load(single([0.0, 4.0, 11.0]), seconds=10.0))
     assert [record.good for record in done.recorder.records] == [True, True]
