@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 
@@ -47,14 +48,17 @@ class LoadRun:
         description: dict[str, object] | None = None,
         cluster: AsyncGenerator[ClusterSample, None] | None = None,
         gpus: int | None = None,
+        now: Clock = time.monotonic,
     ) -> None:
-        """`cluster` tells what the cluster looks like meanwhile."""
+        """`cluster` tells what the cluster looks like meanwhile; `now` must go as fast as the
+        event loop's clock, which may be coarser."""
         self._client = client
         self._load = load
         self._targets = targets
         self._description = description or {}
         self._cluster = cluster
         self._gpus = gpus
+        self._now = now
         self._runner: Runner | None = None
 
     def stop(self) -> None:
@@ -67,9 +71,8 @@ class LoadRun:
     ) -> Run:
         """Raises LoadError when the endpoint is not as it was said to be; `seen` is called about
         once a second with the run so far."""
-        loop = asyncio.get_running_loop()
-        began_s = loop.time() + _LEAD_S
-        clock: Clock = lambda: loop.time() - began_s  # noqa: E731 - a clock, not a function
+        now, began_s = self._now, self._now() + _LEAD_S
+        clock: Clock = lambda: now() - began_s  # noqa: E731 - a clock, not a function
         recorder = Recorder(clock)
         prompts = Prompts(asking)
         runner = self._runner = Runner(self._client, recorder, prompts)
@@ -81,7 +84,7 @@ class LoadRun:
             "given" if asking.source is None else asking.source.kind,
             self._gpus,
         )
-        view, delay = ClusterView(), LoopDelay()
+        view, delay = ClusterView(), LoopDelay(clock)
         aside = [asyncio.create_task(delay.watch())]
         if self._cluster is not None:
             aside.append(asyncio.create_task(view.follow(self._cluster)))

@@ -105,6 +105,10 @@ class Record:
         self.ended_s = self.clock()
         self.reason, self.detail = reason, detail
 
+    def forget_answer(self) -> None:
+        """What was said is no longer needed; there may be a million of these."""
+        self.answer_ids, self.answer_text = [], []
+
     @property
     def ended(self) -> bool:
         return not math.isnan(self.ended_s)

@@ -1,6 +1,6 @@
 """Sends conversations at their moments, or by a number of users, until all is done or told to stop.
 
-The clock and the sleep are the event loop's, so a test can run on virtual time.
+The clock is given, and the sleep is the event loop's, so a test can run on virtual time.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Coroutine, Iterable, Iterator
 
 from loadgen.asking import Prompt, Prompts
 from loadgen.clients.client import Ask, Client
-from loadgen.recording import INTERRUPTED, Record, Recorder
-from loadgen.sessions import Session, Turn
+from loadgen.recording import INTERRUPTED, Clock, Record, Recorder
+from loadgen.sessions import Session, Turn, at_once
 
 _WATCHDOG_S = 0.05
 # So many first prompts are made before their moments.
@@ -22,15 +22,15 @@ _AHEAD = 256
 class LoopDelay:
     """How late the event loop's timers come: a client that has no time left measures itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self.delays_ms: list[float] = []
 
     async def watch(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            due_s = loop.time() + _WATCHDOG_S
+            due_s = self._clock() + _WATCHDOG_S
             await asyncio.sleep(_WATCHDOG_S)
-            self.delays_ms.append((loop.time() - due_s) * 1e3)
+            self.delays_ms.append((self._clock() - due_s) * 1e3)
 
 
 class Runner:
@@ -95,8 +95,8 @@ class Runner:
             now_s = self._recorder.clock()
             if self._stop.is_set() or (seconds is not None and now_s > seconds):
                 return
-            at_once = Session(session.number, now_s, session.turns)
-            await self._converse(at_once, self._prompts.first(at_once))
+            mine = at_once(session, now_s, think_s)
+            await self._converse(mine, self._prompts.first(mine))
             if think_s:
                 await self._until(self._recorder.clock() + think_s)
 
@@ -145,6 +145,7 @@ class Runner:
             if record is not None:
                 intended_s = max(self._recorder.clock() + turn.wait_s, turn.not_before_s)
                 prompt = self._prompts.following(session, place, prompt, record)
+                record.forget_answer()
                 await self._until(intended_s)
                 if self._stop.is_set():
                     return
@@ -158,7 +159,9 @@ class Runner:
             )
             await self._ask(prompt, turn, record)
             if not record.good:
-                return
+                break
+        if record is not None:
+            record.forget_answer()
 
     async def _ask(self, prompt: Prompt, turn: Turn, record: Record) -> None:
         asking = self._prompts.asking

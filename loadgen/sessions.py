@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loadgen.traces.request import TraceRequest
 
@@ -110,3 +110,11 @@ def made_up(conversation: Conversation, times_s: Iterable[float], seed: int) -> 
             for place in range(conversation.turns)
         )
         yield Session(number, at_s, turns)
+
+
+def at_once(session: Session, now_s: float, think_s: float) -> Session:
+    """A conversation as a user of a closed loop has it: from now on, and a trace's moments of later
+    turns do not count."""
+    first, *later = session.turns
+    waiting = (replace(turn, not_before_s=0.0, wait_s=turn.wait_s or think_s) for turn in later)
+    return Session(session.number, now_s, (first, *waiting))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import subprocess
@@ -37,10 +38,9 @@ def document(ttft_s: float = 0.1) -> dict[str, object]:
         fails = {3: "REASON_QUEUE_FULL"}
         client = ScriptedClient(ttft_s=ttft_s, fails=lambda number: fails.get(number, ""))
         load = Load(single([0.25 * at for at in range(40)]))
-        done = await LoadRun(client, load, Targets(500, 40), gpus=4).run(
-            await client.open(), ASKING
-        )
-        return done.document()
+        now = asyncio.get_running_loop().time
+        running = LoadRun(client, load, Targets(500, 40), gpus=4, now=now)
+        return (await running.run(await client.open(), ASKING)).document()
 
     text: dict[str, object] = json.loads(json.dumps(run_on_virtual_time(all_of_it())))
     return text

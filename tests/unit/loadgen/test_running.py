@@ -28,7 +28,8 @@ def single(times_s: Sequence[float], tokens: int = 4) -> list[Session]:
 
 def send(client: ScriptedClient, load: Load, asking: Asking = ASKING) -> Run:
     async def all_of_it() -> Run:
-        return await LoadRun(client, load, TARGETS).run(await client.open(), asking)
+        now = asyncio.get_running_loop().time
+        return await LoadRun(client, load, TARGETS, now=now).run(await client.open(), asking)
 
     return run(all_of_it())
 
@@ -79,6 +80,21 @@ def test_users_think_between_conversations_and_stop_after_the_given_seconds() ->
     assert sent == [0.0, 0.0, 4.0, 4.0, 8.0, 8.0]
 
 
+def test_users_do_not_wait_for_the_moments_of_a_traces_later_turns() -> None:
+    session = Session(0, 0.0, (Turn(5, 1), Turn(5, 1, not_before_s=1e6)))
+    done = send(ScriptedClient(ttft_s=1.0), Load([session], users=1, think_s=3.0))
+    assert [record.intended_s for record in done.recorder.records] == [
+        pytest.approx(0.0, abs=1e-6),
+        pytest.approx(4.0),
+    ]
+
+
+def test_answers_are_forgotten_when_no_later_turn_needs_them() -> None:
+    done = send(ScriptedClient(), Load([Session(0, 0.0, (Turn(5, 2), Turn(5, 2)))]))
+    assert [record.answer_ids for record in done.recorder.records] == [[], []]
+    assert [record.tokens for record in done.recorder.records] == [2, 2]
+
+
 def test_a_load_ends_its_sending_after_the_given_seconds_and_waits_for_answers() -> None:
     done = send(ScriptedClient(ttft_s=30.0), Load(single([0.0, 4.0, 11.0]), seconds=10.0))
     assert [record.good for record in done.recorder.records] == [True, True]
@@ -116,8 +132,10 @@ def test_prompts_that_do_not_fit_are_shortened_and_that_is_said() -> None:
 def test_a_stop_cuts_off_what_runs_and_reports_what_was() -> None:
     async def stopped() -> Run:
         client = ScriptedClient(ttft_s=2.0)
-        running = LoadRun(client, Load(single([0.0, 9.0, 10.0, 60.0])), TARGETS)
-        asyncio.get_running_loop().call_later(11.0, running.stop)
+        loop = asyncio.get_running_loop()
+        load = Load(single([0.0, 9.0, 10.0, 60.0]))
+        running = LoadRun(client, load, TARGETS, now=loop.time)
+        loop.call_later(11.0, running.stop)
         return await running.run(await client.open(), ASKING)
 
     report = run(stopped()).document()
