@@ -196,16 +196,21 @@ class Worker:
 
     def die(self) -> None:
         """Stop dead. What it has made until now has been sent."""
-        step, elapsed_s = self._batch.step, self._agenda.now_s - self._begun_s
-        if elapsed_s < 0.0:
-            step -= 1
-        elif self._run is not None:
-            step += min(self._run.finished(elapsed_s), self._steps)
+        step = self._step_now()
         self._words.tokens([(job, job.made_by(step)) for job in self._batch.members()])
         self._version += 1
         self._busy = False
         for job in self.jobs.values():
             self._stop_flow(job)
+
+    def _step_now(self) -> int:
+        """Steps of the batch that have ended by this moment."""
+        step, elapsed_s = self._batch.step, self._agenda.now_s - self._begun_s
+        if elapsed_s < 0.0:
+            return step - 1
+        if self._run is not None and self._busy:
+            step += min(self._run.finished(elapsed_s), self._steps)
+        return step
 
     def _stop_flow(self, job: Job) -> None:
         if job.flow is not None:
