@@ -297,6 +297,7 @@ def _cluster_of_plan(plan: _PlanFile, machines: Machines) -> Cluster:
         _policy((target,), options),
         options.gpus,
         _description(machines.phase, kinds),
+        machines.phase.efficiency.error,
     )
 
 
@@ -339,6 +340,7 @@ def cluster_of_spec(spec: ClusterSpec, machines: Machines) -> Cluster:
         _policy(classes, options),
         options.gpus,
         _description(machines.phase, kinds),
+        machines.phase.efficiency.error,
     )
 
 

@@ -46,7 +46,8 @@ class WorkerKind:
 class Cluster:
     """Both pools and the router's policy.
 
-    `gpus` is what workers can be started on; None: as many as they need.
+    `gpus` is what workers can be started on; None: as many as they need. `error_estimate` is the
+    relative error of the times of steps where they come from a profile; None: nobody measured it.
     """
 
     kinds: dict[Role, WorkerKind]
@@ -54,6 +55,7 @@ class Cluster:
     policy: Policy = field(default_factory=Policy)
     gpus: int | None = None
     description: str = ""
+    error_estimate: float | None = None
 
     @property
     def gpus_in_use(self) -> int:

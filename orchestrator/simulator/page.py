@@ -92,6 +92,11 @@ def summary_lines(results: Results) -> list[str]:
         f"{match.decode_idle_share:.0%}"
         + ("" if match.matched_ratio is None else f"; matched ratio {match.matched_ratio:.2f}"),
     ]
+    if results.cluster.error_estimate is not None:
+        lines.append(
+            f"step times come from a profile that is off by {results.cluster.error_estimate:.0%} "
+            "on measurements left out of its fit"
+        )
     waited = [f"{name} {s:,.1f} s" for name, s in match.waited_s.items() if s > 0.05]
     if waited:
         lines.append(f"the queue's first waited for {', '.join(waited)}")

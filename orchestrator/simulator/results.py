@@ -93,6 +93,7 @@ class Results:
                 "gpus": self.cluster.gpus_in_use,
                 "prefill_workers": self.cluster.counts["prefill"],
                 "decode_workers": self.cluster.counts["decode"],
+                "error_estimate": self.cluster.error_estimate,
             },
             "requests": self.requests,
             "finished": self.finished,

@@ -248,6 +248,15 @@ class Worker:
         for job in self.jobs.values():
             self._stop_flow(job)
 
+    def _step_now(self) -> int:
+        """Steps of the batch that have ended by this moment."""
+        step, elapsed_s = self._batch.step, self._agenda.now_s - self._begun_s
+        if elapsed_s < 0.0:
+            return step - 1
+        if self._run is not None and self._busy:
+            step += min(self._run.finished(elapsed_s), self._steps)
+        return step
+
     def _stop_flow(self, job: Job) -> None:
         if job.flow is not None:
             job.flow.stop()

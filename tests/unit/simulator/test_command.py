@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,10 +15,13 @@ from typer.testing import CliRunner
 
 from orchestrator.cli.main import app
 from orchestrator.errors import UsageError
+from orchestrator.planner.profile import Profile, profile_text
 from orchestrator.simulator.building import Machines, Options, cluster_of_spec, read_cluster
 from orchestrator.simulator.trace import at_rate, read_trace, sped_up
 from orchestrator.spec import ClusterSpec
 from router.core.event_log import replay
+from workers.perf.efficiency import ASSUMED
+from workers.perf.hardware import known_hardware
 
 DATA = Path(__file__).parents[2] / "data"
 AZURE, MOONCAKE = DATA / "azure_2023_conv_300.csv", DATA / "mooncake_conversation_200.jsonl"
@@ -65,6 +69,17 @@ def test_a_plan_can_be_tried_on_a_trace(plan: Path) -> None:
     assert document["gpu_hours"] == pytest.approx(16 * document["seconds"] / 3600.0)
     assert len(document["timeline"]) > 100
     assert 0.0 <= document["matched_ratio"] <= 1.0
+
+
+def test_predictions_from_a_profile_say_how_far_off_it_is(plan: Path, tmp_path: Path) -> None:
+    profile = tmp_path / "profile.json"
+    measured = Profile(known_hardware("h200"), replace(ASSUMED, name="measured", error=0.23))
+    profile.write_text(profile_text(measured))
+    flags = ["simulate", "--trace", str(AZURE), "--cluster", str(plan), "--limit", "20"]
+    assert "off by 23%" in run(*flags, "--profile", profile)
+    document = json.loads(run(*flags, "--profile", profile, "--json"))
+    assert document["cluster"]["error_estimate"] == 0.23
+    assert json.loads(run(*flags, "--json"))["cluster"]["error_estimate"] is None
 
 
 def test_twice_the_same_is_the_same_but_for_the_wall_clock(plan: Path) -> None:
