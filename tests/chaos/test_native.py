@@ -45,7 +45,7 @@ async def _chaos(folder: Path, seed: int, count: int, seconds: float) -> None:
             random.Random(seed + 1),
             gap_s=(0.3, 1.0),
             stall_s=(0.5, 3.0),
-            kinds=("kill", "stall", "cut"),
+            kinds=("kill", "stall", "cut", "drain"),
         )
         breaking = asyncio.create_task(chaos.run(seconds))
         # Other numbers: under the same ids the router would answer from memory.

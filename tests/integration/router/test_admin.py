@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from protos.tandem.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
-from protos.tandem.v1.common_pb2 import REASON_LAYOUT_MISMATCH, REASON_LENGTH
+from protos.tandem.v1.common_pb2 import REASON_LAYOUT_MISMATCH, REASON_LENGTH, REASON_MIGRATED
 from router.config import RouterConfig
 from router.server import RouterServer
 from workers.config import WorkerConfig
@@ -136,36 +136,50 @@ async def _drained(cluster: Cluster, worker_id: str, router: int = 0) -> list[in
     raise AssertionError("the drain ended before it was safe to delete")
 
 
-async def test_a_drain_lets_what_runs_finish_and_takes_nothing_from_any_router(
-    cluster: Cluster,
-) -> None:
-    running = _Answer(cluster, 200)
+async def _busy(cluster: Cluster, router: int = 0) -> tuple[str, str]:
+    """The decode worker that a router's only request runs on, and the other one."""
+    workers = await cluster.workers(router)
+    (busy,) = [name for name, one in workers.items() if name != "p" and one.running_requests]
+    return busy, "d1" if busy == "d2" else "d2"
+
+
+async def test_a_drain_moves_what_runs_whichever_router_it_belongs_to(cluster: Cluster) -> None:
+    for router in range(2):
+        running = _Answer(cluster, 1000, f"r{router}", router)
+        await running.read(3)
+        busy, other = await _busy(cluster, router)
+        steps = await _drained(cluster, busy)
+        assert steps[-1] == 0
+        finished = await running.rest()
+        assert finished.reason == REASON_LENGTH
+        assert finished.report.decode_worker == other
+        story = await cluster.admin[router].Explain(
+            admin_pb2.ExplainRequest(request_id=f"r{router}")
+        )
+        assert REASON_MIGRATED in [step.reason for step in story.steps]
+        assert (await cluster.workers())[busy].duty == "safe_to_delete"
+        # And it takes nothing more, of the other router either.
+        late = await _Answer(cluster, 5, f"late-{router}", 1 - router).rest()
+        assert late.report.decode_worker == other
+
+        resumed = cluster.admin[0].Drain(admin_pb2.DrainRequest(worker_id=busy, resume=True))
+        assert [step.safe_to_delete async for step in resumed] == [False]
+        for one in range(2):
+            await cluster.until(busy, one, duty="serving")
+
+
+async def test_a_drain_lets_what_nobody_else_takes_finish(cluster: Cluster) -> None:
+    running = _Answer(cluster, 800)
     await running.read(3)
-    (busy,) = [w for w, s in (await cluster.workers()).items() if w != "p" and s.running_requests]
-    other = "d1" if busy == "d2" else "d2"
+    busy, other = await _busy(cluster)
+    await _drained(cluster, other)
     draining = asyncio.create_task(_drained(cluster, busy))
     await cluster.until(busy, 1, duty="draining")
-    finished = await _Answer(cluster, 5, "elsewhere", router=1).rest()
-    assert finished.report.decode_worker == other
     assert not draining.done()
     assert (await running.rest()).report.decode_worker == busy
     steps = await draining
     assert (steps[0], steps[-1]) == (1, 0)
     assert (await cluster.workers())[busy].duty == "safe_to_delete"
-
-    resumed = cluster.admin[0].Drain(admin_pb2.DrainRequest(worker_id=busy, resume=True))
-    assert [step.safe_to_delete async for step in resumed] == [False]
-    for router in range(2):
-        await cluster.until(busy, router, duty="serving")
-
-
-async def test_a_drain_waits_for_the_requests_of_other_routers(cluster: Cluster) -> None:
-    running = _Answer(cluster, 150, router=1)
-    await running.read(3)
-    (busy,) = [w for w, s in (await cluster.workers(1)).items() if w != "p" and s.running_requests]
-    draining = asyncio.create_task(_drained(cluster, busy, router=0))
-    assert (await running.rest()).reason == REASON_LENGTH
-    assert set(await draining) == {0}
 
 
 async def test_a_flip_drains_changes_the_role_for_every_router_and_back(cluster: Cluster) -> None:
