@@ -19,9 +19,9 @@ from router.dispatcher import Dispatcher
 from router.requests import ClientRequest, Finished
 from workers.config import WorkerConfig
 from workers.engine.commands import Sampling
-from workers.handoff.notifications import Notifications
 from workers.engine.simulated.text import expected_answer
 from workers.engine.simulated.times import LinearTimes
+from workers.handoff.notifications import Notifications
 from workers.registry import WorkerRecord
 
 _TIMEOUT_S = 60.0

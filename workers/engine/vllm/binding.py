@@ -50,7 +50,7 @@ from workers.engine.vllm.core import (
     CoreStep,
 )
 from workers.engine.vllm.flags import FlagValue
-from workers.engine.vllm.guard import Guard
+from workers.engine.vllm.guard import Guard, unpin
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreOutput
@@ -141,6 +141,8 @@ class VllmCore:
             renderer=self._inputs.renderer,
         )
         self._guard = Guard()
+        if device == "cpu":
+            unpin()
         self._config = config
         self._new: set[str] = set()  # no row of these was seen yet
         # Orders leave in the order in which they were given.
