@@ -29,9 +29,8 @@ class Users:
 
     def __init__(self, address: str, users: int, words: int, tokens: int) -> None:
         self._address = address
-        self._request = inference_pb2.GenerateRequest(
-            text="the " * words, sampling=inference_pb2.ClientSampling(max_tokens=tokens)
-        )
+        self._words, self._tokens = words, tokens
+        self._numbers = itertools.count()
         self._stop = threading.Event()
         self.ends: list[str] = []
         self._threads = [threading.Thread(target=self._ask) for _ in range(users)]
@@ -49,7 +48,11 @@ class Users:
     def _ask(self) -> None:
         with Client(self._address) as client:
             while not self._stop.is_set():
-                *_, last = client.generate(self._request)
+                # Each prompt is another one: what is cached costs nothing to read.
+                text = f"{next(self._numbers)} " + "the " * self._words
+                sampling = inference_pb2.ClientSampling(max_tokens=self._tokens)
+                request = inference_pb2.GenerateRequest(text=text, sampling=sampling)
+                *_, last = client.generate(request)
                 self.ends.append(common_pb2.ReasonCode.Name(last.finished.reason))
 
 
