@@ -80,7 +80,7 @@ def test_pools_grow_and_shrink_through_ray_and_lose_nothing(tmp_path: Path) -> N
         with Users(cluster.grpc, users=8, words=2500, tokens=10) as readers:
             wait_for(cluster, "prefill", 2, 3)
         wait_for(cluster, "prefill", 1, 1)
-        assert set(readers.ends) == {"REASON_LENGTH"}
+        assert set(readers.ends) <= {"REASON_LENGTH", "REASON_STOP_TOKEN"}
         told = json.loads(cluster.tandem("why", "scaling", "--json").stdout)["decisions"]
         grown = next(one for one in told if one["after"]["prefill"] > one["before"]["prefill"])
         assert "Ray Serve gives the prefill pool" in grown["outcome"]
