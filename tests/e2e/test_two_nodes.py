@@ -34,6 +34,7 @@ from tests.reference_models import load_reference, reference_greedy
 _WHY_NOT = why_not()
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.full,
     pytest.mark.skipif(_WHY_NOT is not None, reason=_WHY_NOT or ""),
 ]
 
