@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 
 from orchestrator.errors import UserError
+from orchestrator.runtime.child import Interrupted
 from orchestrator.spec.schema import RaySpec
 
 _ENVIRONMENT = {
@@ -28,6 +30,8 @@ def join_ray(spec: RaySpec) -> None:
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
+    # Ray takes SIGTERM for itself; whoever started us decides what a stop means.
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=spec.address,
@@ -42,6 +46,11 @@ def join_ray(spec: RaySpec) -> None:
             "start one here with `ray start --head`, give this process its token, and correct "
             "ray.address",
         ) from error
+    except SystemExit as error:
+        # Ray's answer to a SIGTERM that came in between.
+        raise Interrupted from error
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)
     found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     for field, resource in (("prefill_on", spec.prefill_on), ("decode_on", spec.decode_on)):
         if resource is not None and found.get(resource, 0.0) < 1.0:
