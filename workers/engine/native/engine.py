@@ -37,6 +37,9 @@ from workers.state.memory import Hit, StateMemory
 
 # How often a waiting engine looks at its transfers: short against a hand-off, long against a poll.
 _TRANSFER_POLL_S = 0.0005
+# How often one with nothing to do listens: decode may still ask whether an ended hand-off writes,
+# and keeps the memory until it is answered.
+_LISTEN_S = 0.2
 # How often routers hear of a load that merely went up or down.
 _LOAD_NEWS_S = 0.1
 
@@ -74,11 +77,11 @@ class NativeEngine:
         self._asked_to_drain = False  # and it was not said yet that nothing is left
 
     @property
-    def idle_s(self) -> float | None:
-        """How long the engine may be left alone: 0 not at all, None until the next command."""
+    def idle_s(self) -> float:
+        """How long the engine may be left alone, if no command comes; 0 not at all."""
         if self._last_credits is None or self._scheduler.busy:
             return 0.0
-        return _TRANSFER_POLL_S if len(self._requests) or self._handoffs.busy else None
+        return _TRANSFER_POLL_S if len(self._requests) or self._handoffs.busy else _LISTEN_S
 
     @property
     def credits(self) -> Credits:
