@@ -9,6 +9,7 @@ spread a group, which is what Helix must not do, and would hide all GPUs but one
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ HEALTH_PERIOD_S = 2.0
 HEALTH_TIMEOUT_S = 30.0  # one engine step of a large model may take long
 DRAIN_S = 600.0  # a worker that stops finishes its requests first; with no router it has none
 _CONTROLLER_TIMEOUT_S = 30.0
+_KNOWN_POLL_S = 0.1
 _ROLES: tuple[Role, ...] = ("prefill", "decode")
 
 
@@ -134,6 +136,7 @@ class Pools:
             if workers > 0:
                 self._deploy([role])
             return
+        self._wait_known(role)
         controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
         deployment = DeploymentID(name=role, app_name=role)
         try:
@@ -145,6 +148,21 @@ class Pools:
             raise UserError(
                 f"Ray Serve did not change the {role} pool: {error}", "see the logs of Ray Serve"
             ) from error
+
+    def _wait_known(self, role: Role) -> None:
+        """Until Serve's controller has taken in the deployment, which it does after the call.
+
+        Raises UserError when it does not.
+        """
+        from ray import serve
+
+        deadline_s = time.monotonic() + _CONTROLLER_TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            application = serve.status().applications.get(role)
+            if application is not None and role in application.deployments:
+                return
+            time.sleep(_KNOWN_POLL_S)
+        raise UserError(f"Ray Serve does not know the {role} pool", "see the logs of Ray Serve")
 
     def progress(self) -> PoolProgress:
         """How many workers are up. Raises UserError when one cannot start."""
@@ -175,6 +193,6 @@ class Pools:
             serve.delete(role, _blocking=False)
         for role in self._deployed:
             serve.delete(role)
-        if not serve.status().applications:
+        if self._spec.ray.joined and not serve.status().applications:
             # In a Ray that goes on, its controller would stay.
             serve.shutdown()  # type: ignore[no-untyped-call]

@@ -99,7 +99,6 @@ async def test_replicas_that_are_stopped_finish_what_they_have(
                 await dispatcher.workers_changed(0.01)
             stopping = asyncio.create_task(asyncio.to_thread(pools.stop))
             used = {await answer for answer in answers}
-            assert len(used) == 2
             assert await last in used
             await stopping
             assert await directory.snapshot() == {}
