@@ -59,7 +59,7 @@ class _Simulated:
         self._arrived = mail.setdefault(name, [])
         self._engine = SimulatedEngine(
             Identity(name, "model", 0, name),
-            Limits(max_requests=8, kv_tokens=8192, step_tokens=64, vocab_size=90, lease_s=600.0),
+            Limits(max_requests=8, kv_tokens=8192, step_tokens=64, vocab_size=90, lease_s=30.0),
             LinearTimes(),
             Prefixes(_BLOCK_TOKENS, 32, 16),
             lambda address, notification: mail[address].append(notification),
@@ -310,7 +310,7 @@ def test_all_credits_come_back_whatever_became_of_the_requests(pair: Pair) -> No
         record = Record()
         while not record.reserved:
             record.add(decode.step())
-        assert record.reserved[key].lease_s == 600.0
+        assert record.reserved[key].lease_s == 30.0
         if stage:
             ticket = record.reserved[key].ticket
             prefill.handle(Prefill(item(key, _PROMPT, sampling), tuple(_PROMPT), ticket))
