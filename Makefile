@@ -19,7 +19,8 @@ demo: $(READY)
 	@$(BIN)/tandem demo
 
 test: $(READY)
-	$(BIN)/pytest -m "not gpu and not full"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not gpu and not full" tests/unit tests/integration
+	$(BIN)/pytest -m "not gpu and not full" tests/e2e tests/chaos
 
 test-full: $(READY)
 	$(BIN)/pytest -m "not gpu"
