@@ -262,15 +262,6 @@ class Worker:
             job.flow.stop()
             job.flow = None
 
-    def _step_now(self) -> int:
-        """Steps of the batch that have ended by this moment."""
-        step, elapsed_s = self._batch.step, self._agenda.now_s - self._begun_s
-        if elapsed_s < 0.0:
-            step -= 1
-        elif self._run is not None:
-            step += min(self._run.finished(elapsed_s), self._steps)
-        return step
-
     def _accept(self, job: Job) -> bool:
         self._words.work_seen += 1
         kind = self.kind
