@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,18 +36,21 @@ async def _resume(router: Router, worker_id: str) -> None:
         pass
 
 
-def _is_busy(worker_id: str, status: admin_pb2.GetStatusResponse) -> bool:
-    return any(one.worker_id == worker_id and one.running_requests > 1 for one in status.workers)
+def _busiest(status: admin_pb2.GetStatusResponse) -> admin_pb2.WorkerStatus | None:
+    """The decode worker with the most requests, if it has several."""
+    decoders = [one for one in status.workers if one.role == "decode"]
+    busiest = max(decoders, key=lambda one: one.running_requests, default=None)
+    return busiest if busiest is not None and busiest.running_requests > 1 else None
 
 
-async def _answers_while_drained(rig: Rig, wanted: list[Wanted], times: int) -> list[Outcome]:
+async def _answers_while_drained(rig: Rig, wanted: list[Wanted]) -> list[Outcome]:
     """Ask for all while decode workers are drained in turn."""
     (router,) = rig.routers
     asking = [asyncio.create_task(ask(router, one, _PATIENCE_S)) for one in wanted]
-    decoders = [worker.worker_id for worker in rig.living("decode")]
-    await router.status_when(partial(_is_busy, decoders[0]))
-    for turn in range(times):
-        worker_id = decoders[turn % len(decoders)]
+    busiest = _busiest(await router.status_when(lambda status: _busiest(status) is not None))
+    assert busiest is not None
+    decoders = {worker.worker_id for worker in rig.living("decode")} - {busiest.worker_id}
+    for worker_id in [busiest.worker_id, *decoders]:
         progress = await _drain(router, worker_id)
         assert progress[-1].safe_to_delete
         await _resume(router, worker_id)
@@ -59,11 +61,11 @@ async def test_answers_of_drained_decode_workers_go_on_elsewhere_byte_for_byte(
     tmp_path: Path,
 ) -> None:
     rng = random.Random(4)
-    stream = requests(rng, _VOCAB, prompts=(10, 200), answers=(500, 800), leavers=0.0)
+    stream = requests(rng, _VOCAB, prompts=(10, 200), answers=(1000, 1150), leavers=0.0)
     wanted = [next(stream) for _ in range(6)]
     workers: dict[Role, int] = {"prefill": 1, "decode": 2}
     worker = WorkerConfig(
-        "", "decode", _MODEL, "m", kv_tokens=8192, max_requests=8, lease_ms=10_000
+        "", "decode", _MODEL, "m", kv_tokens=16_384, max_requests=8, lease_ms=10_000
     )
     router = RouterConfig(_MODEL, "m", grpc="127.0.0.1:0", http="127.0.0.1:0")
     async with running_rig(tmp_path, worker, router, workers, 1) as rig:
@@ -72,7 +74,7 @@ async def test_answers_of_drained_decode_workers_go_on_elsewhere_byte_for_byte(
         assert not [outcome.error for outcome in quiet if outcome.error]
         # Other numbers: under the same ids the router would answer from memory.
         again = [replace(one, number=1000 + one.number) for one in wanted]
-        outcomes = await _answers_while_drained(rig, again, times=2)
+        outcomes = await _answers_while_drained(rig, again)
         problems = [
             f"request {before.wanted.number}: {problem}"
             for before, after in zip(quiet, outcomes, strict=True)
