@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from workers.kernels.cpu.mamba import describe
 from workers.model.config import LayerKind, ModelConfig
 from workers.model.linear import Linear
 from workers.model.ranks import Ranks
@@ -37,9 +38,11 @@ def _summed(tensors: Mapping[str, Tensor], at: str, ranks: Ranks | None) -> Line
     return Linear.of(tensors[f"{at}.weight"], bias)
 
 
-def _mamba(tensors: Mapping[str, Tensor], at: str, ranks: Ranks | None) -> MambaWeights:
+def _mamba(
+    config: ModelConfig, tensors: Mapping[str, Tensor], at: str, ranks: Ranks | None
+) -> MambaWeights:
     conv = tensors[f"{at}.conv1d.weight"].squeeze(1)
-    return MambaWeights(
+    weights = MambaWeights(
         in_proj=_linear(tensors, f"{at}.in_proj"),
         conv=conv,
         conv_bias=tensors.get(f"{at}.conv1d.bias"),
@@ -51,6 +54,7 @@ def _mamba(tensors: Mapping[str, Tensor], at: str, ranks: Ranks | None) -> Mamba
         out_proj=_summed(tensors, f"{at}.out_proj", ranks),
         ranks=ranks,
     )
+    return replace(weights, described=describe(weights, config))
 
 
 def _attention(tensors: Mapping[str, Tensor], at: str, ranks: Ranks | None) -> AttentionWeights:
@@ -97,12 +101,16 @@ def _moe(tensors: Mapping[str, Tensor], at: str, ranks: Ranks | None) -> MoeWeig
 
 
 def _layer(
-    tensors: Mapping[str, Tensor], at: str, kind: LayerKind, ranks: Ranks | None
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    at: str,
+    kind: LayerKind,
+    ranks: Ranks | None,
 ) -> LayerWeights:
     mixer: MixerWeights
     match kind:
         case LayerKind.MAMBA:
-            mixer = _mamba(tensors, f"{at}.mixer", ranks)
+            mixer = _mamba(config, tensors, f"{at}.mixer", ranks)
         case LayerKind.ATTENTION:
             mixer = _attention(tensors, f"{at}.mixer", ranks)
         case LayerKind.MOE:
@@ -127,7 +135,7 @@ def assemble(
             hidden_norm=tensors["mtp.layers.0.hnorm.weight"],
             combine=_linear(tensors, "mtp.layers.0.eh_proj"),
             layers=tuple(
-                _layer(tensors, f"mtp.layers.{index}", kind, ranks)
+                _layer(config, tensors, f"mtp.layers.{index}", kind, ranks)
                 for index, kind in enumerate(config.mtp_layers)
             ),
             final_norm=tensors[f"mtp.layers.{last}.final_layernorm.weight"],
@@ -137,7 +145,7 @@ def assemble(
     return ModelWeights(
         embeddings=embeddings,
         layers=tuple(
-            _layer(tensors, f"layers.{index}", kind, ranks)
+            _layer(config, tensors, f"layers.{index}", kind, ranks)
             for index, kind in enumerate(config.layers)
         ),
         final_norm=tensors["norm_f.weight"],

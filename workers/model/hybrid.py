@@ -156,8 +156,7 @@ class HybridModel:
                     )
                     attention_layer += 1
                 case MambaWeights() as mixer:
-                    ssm = state.ssm[:, mamba_layer]
-                    mixed = windows.mix(normed, ssm, line, mamba_layer, mixer, self.config)
+                    mixed = windows.mix(normed, state.ssm, line, mamba_layer, mixer, self.config)
                     mamba_layer += 1
                 case MoeWeights() as mixer:
                     mixed = moe.mix(normed, mixer, self.config)

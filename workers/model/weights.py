@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from workers.kernels.cpu.mamba import MambaLayer
 from workers.model.config import LayerKind
 from workers.model.linear import Linear
 from workers.model.ranks import Ranks
@@ -35,6 +36,8 @@ class MambaWeights:
     norm: Tensor  # [inner]
     out_proj: Linear  # [d, inner]
     ranks: Ranks | None = None
+    # Made once, since every step of every layer needs it; None has it made for each call.
+    described: MambaLayer | None = None
 
 
 @dataclass(frozen=True, slots=True)

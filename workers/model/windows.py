@@ -188,8 +188,8 @@ def mix(
 
     Args:
         x: [b, w, d], normed.
-        ssm: [slots, h, p, n] float32, this layer's state; updated in place to the one after the
-            first token of the window.
+        ssm: [slots, layers, h, p, n] float32, the state; that of this layer is updated in place to
+            the one after the first token of the window.
         windows: the inputs before this window; those of this layer are filled in.
         layer: index among the Mamba layers.
         weights: the layer.
@@ -201,6 +201,7 @@ def mix(
     if isinstance(windows, SlotWindows):
         mixed = windows.mix(weights.in_proj(x), layer, weights, config)
         return mamba.project_out(mixed, weights)
+    ssm = ssm[:, layer]
     if dispatch.suits(x):
         return dispatch.mix(x, ssm, windows, layer, weights, config)
     batch, width, _ = x.shape

@@ -20,8 +20,8 @@ MOST_TOKENS = 16  # accepted drafts and a window together, for which the kernel 
 _CHUNK_TOKENS = 64
 
 
-class _Mamba(ctypes.Structure):
-    """`Mamba` of mamba.cpp."""
+class MambaLayer(ctypes.Structure):
+    """`Mamba` of mamba.cpp: where the weights of a layer are, and its shape."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("taps", "conv_bias", "norm")),
@@ -44,8 +44,9 @@ class _Slots(ctypes.Structure):
     )
 
 
-def _mamba(weights: MambaWeights, config: ModelConfig) -> _Mamba:
-    return _Mamba(
+def describe(weights: MambaWeights, config: ModelConfig) -> MambaLayer:
+    """What kernels are told of a layer; it holds as long as `weights` is alive."""
+    return MambaLayer(
         weights.taps.data_ptr(),
         None if weights.conv_bias is None else weights.conv_bias.data_ptr(),
         weights.norm.data_ptr(),
@@ -96,7 +97,7 @@ class SlotWindows:
         rows, width, _ = projected.shape
         out = projected.new_empty(rows, width, config.mamba_inner)
         function("mamba_windows", projected.dtype)(
-            ctypes.byref(_mamba(weights, config)),
+            ctypes.byref(weights.described or describe(weights, config)),
             ctypes.byref(self.described),
             layer,
             rows,
@@ -144,7 +145,7 @@ def sequence(
         torch.empty(tokens, config.mamba_inner),
     ]
     function("mamba_sequence", projected.dtype)(
-        ctypes.byref(_mamba(weights, config)),
+        ctypes.byref(weights.described or describe(weights, config)),
         tokens,
         bounded,
         config.time_step_min,
