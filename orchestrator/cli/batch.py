@@ -6,13 +6,29 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli.terminal import note, print_json, progress
 
+if TYPE_CHECKING:
+    from orchestrator.batch.run import BatchSummary
+
 _LAYOUT = "Parallel layout"
+
+# Each flag is a view of one key of the spec.
+_FLAGS = {
+    "model.path": "--model",
+    "model.dtype": "--dtype",
+    "prefill.layout.tp": "--prefill-tp",
+    "decode.layout.kvp": "--kvp",
+    "decode.layout.tpa": "--tpa",
+    "decode.layout.ep": "--ep",
+    "decode.layout.tpf": "--tpf",
+    "decode.draft_tokens": "--draft-tokens",
+    "telemetry.trace_file": "--trace-file",
+}
 
 
 def batch(
@@ -46,17 +62,6 @@ def batch(
     from orchestrator.errors import UsageError
     from orchestrator.spec import load_spec, refuse_unbuilt
 
-    flags = {
-        "model.path": "--model",
-        "model.dtype": "--dtype",
-        "prefill.layout.tp": "--prefill-tp",
-        "decode.layout.kvp": "--kvp",
-        "decode.layout.tpa": "--tpa",
-        "decode.layout.ep": "--ep",
-        "decode.layout.tpf": "--tpf",
-        "decode.draft_tokens": "--draft-tokens",
-        "telemetry.trace_file": "--trace-file",
-    }
     overrides: dict[str, object] = {
         "model.path": str(model),
         "model.dtype": dtype,
@@ -71,8 +76,8 @@ def batch(
         "decode.resources.cpu": threads,
         "telemetry.trace_file": trace_file,
     }
-    spec = load_spec(None, overrides, flags)
-    refuse_unbuilt(spec, flags)
+    spec = load_spec(None, overrides, _FLAGS)
+    refuse_unbuilt(spec, _FLAGS)
     if colocated and prefill_tp > 1:
         note(f"--prefill-tp {prefill_tp} has no effect: no prefill worker is started")
     lines = read_lines(input_file)
@@ -82,6 +87,13 @@ def batch(
         raise UsageError(f"--output {output_file}: {error.strerror}") from error
     with output, _bar(len(lines), quiet=as_json) as (report, answered):
         summary = run_batch(spec, lines, output, colocated, report, answered)
+    _tell(summary, as_json)
+    if summary.failed:
+        note(f'error: {summary.failed} lines failed; see "error" in {output_file}')
+        raise typer.Exit(1)
+
+
+def _tell(summary: BatchSummary, as_json: bool) -> None:
     if as_json:
         print_json(
             {
@@ -91,15 +103,12 @@ def batch(
                 "seconds": round(summary.seconds, 3),
             }
         )
-    else:
-        rate = summary.tokens / summary.seconds if summary.seconds else 0.0
-        note(
-            f"answered {summary.lines - summary.failed} of {summary.lines} lines: "
-            f"{summary.tokens} tokens in {summary.seconds:.1f} s ({rate:.0f} tokens/s)"
-        )
-    if summary.failed:
-        note(f'error: {summary.failed} lines failed; see "error" in {output_file}')
-        raise typer.Exit(1)
+        return
+    rate = summary.tokens / summary.seconds if summary.seconds else 0.0
+    note(
+        f"answered {summary.lines - summary.failed} of {summary.lines} lines: "
+        f"{summary.tokens} tokens in {summary.seconds:.1f} s ({rate:.0f} tokens/s)"
+    )
 
 
 @contextlib.contextmanager

@@ -5,11 +5,16 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli.terminal import note, print_json
+
+if TYPE_CHECKING:
+    from orchestrator.bench.helix.run import Findings
+    from orchestrator.bench.helix.settings import Settings
+    from orchestrator.bench.targets import Target
 
 _LAYOUTS = "kvp=2,ep=2;tpa=2,tpf=2;kvp=2,tpa=2,tpf=2,ep=2;kvp=4,ep=4"
 
@@ -30,19 +35,14 @@ def helix(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Step time, communication and KV memory of groups, beside one rank and without HOP-B."""
-    from importlib.metadata import version
-
     from orchestrator.bench.helix.goals import judge
     from orchestrator.bench.helix.run import run_helix_bench
     from orchestrator.bench.helix.settings import (
         Settings,
-        name_of,
         parse_draft_tokens,
         parse_layouts,
         parse_numbers,
     )
-    from orchestrator.bench.machine import describe_machine
-    from orchestrator.bench.targets import rows
     from orchestrator.errors import UsageError
     from orchestrator.runtime.preflight import check_model
     from orchestrator.spec import load_spec
@@ -66,18 +66,7 @@ def helix(
         raise UsageError(f"--layouts: {error}") from error
     targets = judge(findings)
     if as_json:
-        given = {**asdict(settings), "model": str(settings.model)}
-        print_json(
-            {
-                "bench": "helix",
-                "settings": {**given, "layouts": [name_of(each) for each in settings.layouts]},
-                "seconds": round(time.monotonic() - began_s, 1),
-                "cases": [asdict(case) for case in findings.cases],
-                "memory": [asdict(memory) for memory in findings.memory],
-                "targets": rows(targets),
-                "machine": describe_machine({"torch": version("torch")}),
-            }
-        )
+        print_json(_document(settings, findings, targets, time.monotonic() - began_s))
         return
     from orchestrator.bench.engine.tables import print_targets, wide_console
     from orchestrator.bench.helix.tables import print_cases, print_memory
@@ -86,3 +75,24 @@ def helix(
     print_cases(console, settings, findings)
     print_memory(console, findings)
     print_targets(console, targets)
+
+
+def _document(
+    settings: Settings, findings: Findings, targets: list[Target], seconds: float
+) -> dict[str, object]:
+    from importlib.metadata import version
+
+    from orchestrator.bench.helix.settings import name_of
+    from orchestrator.bench.machine import describe_machine
+    from orchestrator.bench.targets import rows
+
+    given = {**asdict(settings), "model": str(settings.model)}
+    return {
+        "bench": "helix",
+        "settings": {**given, "layouts": [name_of(each) for each in settings.layouts]},
+        "seconds": round(seconds, 1),
+        "cases": [asdict(case) for case in findings.cases],
+        "memory": [asdict(memory) for memory in findings.memory],
+        "targets": rows(targets),
+        "machine": describe_machine({"torch": version("torch")}),
+    }

@@ -7,10 +7,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
+from orchestrator.cli import bench_router_flags as flags
 from orchestrator.cli.terminal import print_json
 from orchestrator.errors import UserError
 
@@ -21,42 +19,20 @@ def router_command(progress: Progress) -> Callable[..., None]:
     """The command; `progress` shows what is being measured."""
 
     def router(
-        model: Annotated[
-            Path | None, typer.Option(help="Checkpoint folder; the shipped model if not given.")
-        ] = None,
-        routers: Annotated[int, typer.Option(min=1, help="Router processes.")] = 1,
-        isl: Annotated[int, typer.Option(min=1, help="Tokens of a prompt.")] = 64,
-        osl: Annotated[int, typer.Option(min=2, help="Tokens of an answer.")] = 64,
-        step_ms: Annotated[
-            float, typer.Option(min=0.5, help="Time of a simulated decode step: the ITL.")
-        ] = 5.0,
-        concurrency: Annotated[
-            int, typer.Option(min=1, help="Requests at once that saturate.")
-        ] = 512,
-        rps: Annotated[
-            float, typer.Option(help="Rate at which latency is taken, if saturation allows.")
-        ] = 500.0,
-        seconds: Annotated[float, typer.Option(min=0.5, help="Of each phase.")] = 5.0,
-        open_requests: Annotated[
-            int, typer.Option(min=1, help="Open at once to see what they take of memory.")
-        ] = 10_000,
-        memory_requests: Annotated[
-            int,
-            typer.Option(
-                min=100,
-                help="Short ones, to see whether memory grows; a million takes 15 to 30 minutes.",
-            ),
-        ] = 100_000,
-        quick: Annotated[
-            bool, typer.Option("--quick", help="Only show that everything runs.")
-        ] = False,
-        engine: Annotated[
-            str, typer.Option(help="simulated, or vllm: beside vLLM's own server.")
-        ] = "simulated",
-        vllm_python: Annotated[
-            Path, typer.Option(help="With --engine vllm: the Python that has it.")
-        ] = Path(".venv-vllm/bin/python"),
-        as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+        model: flags.Model = None,
+        routers: flags.Routers = 1,
+        isl: flags.Isl = 64,
+        osl: flags.Osl = 64,
+        step_ms: flags.StepMs = 5.0,
+        concurrency: flags.Concurrency = 512,
+        rps: flags.Rps = 500.0,
+        seconds: flags.Seconds = 5.0,
+        open_requests: flags.OpenRequests = 10_000,
+        memory_requests: flags.MemoryRequests = 100_000,
+        quick: flags.Quick = False,
+        engine: flags.Engine = "simulated",
+        vllm_python: flags.VllmPython = Path(".venv-vllm/bin/python"),
+        as_json: flags.AsJson = False,
     ) -> None:
         """Real router processes between simulated workers and a load client; with --engine vllm
         one with a vLLM worker, and vLLM's own server, in turns."""

@@ -5,54 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
+from orchestrator.cli import load_speed_bench_flags as flags
 from orchestrator.cli.terminal import note, print_json
 from orchestrator.errors import UsageError, UserError
 
 
 def speed_bench(
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Prepared parquet of nvidia/SPEED-Bench, a folder of them, or JSON lines; a small "
-            "sample of our own if not given."
-        ),
-    ] = None,
-    config: Annotated[
-        str, typer.Option(help="Of a folder: qualitative, throughput_1k and so on.")
-    ] = "",
-    categories: Annotated[
-        str, typer.Option(help="Only these, with commas between; all if not given.")
-    ] = "",
-    per_category: Annotated[
-        int | None, typer.Option(min=1, help="Only so many questions of each category.")
-    ] = None,
-    osl: Annotated[int, typer.Option(min=2, help="Most tokens of an answer.")] = 4096,
-    concurrency: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 32,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
-    baseline: Annotated[
-        Path | None,
-        typer.Option(help="Report (--json) of the same run without drafts, for the speedup."),
-    ] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the tokenizer that counts, where the target does not."),
-    ] = None,
-    target: Annotated[
-        str | None,
-        typer.Option(
-            help="http://HOST:PORT of Tandem or any OpenAI endpoint; the cluster that runs here if "
-            "not given."
-        ),
-    ] = None,
-    served_model: Annotated[str, typer.Option(help="Its name at the target.")] = "",
-    api_key_file: Annotated[Path | None, typer.Option(help="File with the API key.")] = None,
-    ca: Annotated[Path | None, typer.Option(help="Certificates to trust, PEM.")] = None,
-    timeout_s: Annotated[float, typer.Option(min=0.1, help="A longer answer has failed.")] = 600.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    data: flags.Data = None,
+    config: flags.Config = "",
+    categories: flags.Categories = "",
+    per_category: flags.PerCategory = None,
+    osl: flags.Osl = 4096,
+    concurrency: flags.Concurrency = 32,
+    temperature: flags.Temperature = 0.0,
+    baseline: flags.Baseline = None,
+    model: flags.Model = None,
+    target: flags.Target = None,
+    served_model: flags.ServedModel = "",
+    api_key_file: flags.ApiKeyFile = None,
+    ca: flags.Ca = None,
+    timeout_s: flags.TimeoutS = 600.0,
+    as_json: flags.AsJson = False,
 ) -> None:
     """Ask SPEED-Bench's questions and report acceptance and speed."""
     from loadgen.errors import LoadError
@@ -68,14 +42,14 @@ def speed_bench(
             f"--target {target}: the questions are chats, which are asked for over HTTP",
             "name the router's http:// address",
         )
-    flags = TargetFlags(target, "chat", served_model, api_key_file, ca, timeout_s)
+    asked = TargetFlags(target, "chat", served_model, api_key_file, ca, timeout_s)
     before = None if baseline is None else _read_report(baseline)
     try:
         names = [name.strip() for name in categories.split(",") if name.strip()]
         questions = select(read_questions(data or SAMPLE, config), names, per_category)
         sessions = sessions_of(questions, osl)
         with live() as seen:
-            run = ask_questions(sessions, flags, model, concurrency, temperature, seen)
+            run = ask_questions(sessions, asked, model, concurrency, temperature, seen)
     except LoadError as error:
         raise UsageError(error.message, error.hint) from error
     description = {

@@ -69,11 +69,11 @@ def read_profile(path: Path) -> Profile:
     try:
         found = _File.model_validate_json(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise PerfError(f"profile {path}: cannot be read: {error}") from error
+        raise PerfError(f"--profile {path}: cannot be read: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise PerfError(f"profile {path}: field '{where}': {first['msg']}") from error
+        raise PerfError(f"--profile {path}: field '{where}': {first['msg']}") from error
     return Profile(
         HardwareSpec(**found.hardware.model_dump()), Efficiency(**found.efficiency.model_dump())
     )

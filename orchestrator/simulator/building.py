@@ -247,6 +247,11 @@ def read_cluster(
     Of a plan, model, hardware and precision are the plan's unless they are given. Raises
     UsageError, SpecError and PerfError.
     """
+    if not path.is_file():
+        raise UsageError(
+            f"--cluster {path}: there is no such file",
+            "name a cluster.yaml, or what `tandem plan --json` printed",
+        )
     if path.suffix != ".json":
         spec = load_spec(path)
         machines = Machines.of(model or spec.model.path, hardware, precision, profile, options)

@@ -147,6 +147,8 @@ def test_the_core_can_be_replayed_from_the_log(plan: Path, tmp_path: Path) -> No
         (["--speedup", "2", "--requests-per-s", "3"], "give one"),
         (["--scenario", "nowhere.yaml"], "cannot be read"),
         (["--model", "gpt-17"], "gpt-17"),
+        (["--cluster", "nowhere"], "--cluster nowhere: there is no such file"),
+        (["--profile", "nowhere.json"], "--profile nowhere.json: cannot be read"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(
