@@ -35,7 +35,7 @@ class Asking:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt as it will be sent: token ids or messages, and its tokens as far as known."""
+    """A prompt as it will be sent: token ids or messages, and its tokens; 0 when not counted."""
 
     token_ids: Sequence[int]
     messages: Sequence[Message]
@@ -73,8 +73,10 @@ class Prompts:
     def _make(self, session: Session, place: int, said: Prompt) -> Prompt:
         turn, chat = session.turns[place], self.asking.prompts == "messages"
         if turn.text and chat:
-            # How many tokens that is, the endpoint says.
-            return Prompt((), (*said.messages, Message("user", turn.text)), said.tokens)
+            # Without a tokenizer only the endpoint knows how many tokens that is.
+            counts = self.asking.tokenizer
+            tokens = 0 if counts is None else said.tokens + len(counts.encode(turn.text))
+            return Prompt((), (*said.messages, Message("user", turn.text)), tokens)
         new = self._fitting(self._tokens(turn, session.number, place), turn, said)
         tokens = said.tokens + len(new)
         if not chat:

@@ -14,6 +14,7 @@ from loadgen.recording import INTERRUPTED, Record, Speculation
 PERCENTILES = (50, 90, 99)
 # A distribution is kept as so many quantiles, evenly apart.
 _QUANTILES = 101
+_MOST_ROWS = 200  # of latencies over time
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +29,20 @@ class Targets:
         return record.ttft_ms <= self.ttft_ms and not record.itl_ms > self.itl_ms
 
 
-def percentiles(values: Iterable[float]) -> dict[str, float]:
-    """p50, p90, p99 and the mean, of what is no NaN; zeros when there is nothing."""
+def percentiles(values: Iterable[float]) -> dict[str, float] | None:
+    """p50, p90, p99 and the mean, of what is no NaN; None when there is nothing."""
     column = np.asarray([value for value in values if value == value], np.float64)
     if not len(column):
-        return {**{f"p{share}": 0.0 for share in PERCENTILES}, "mean": 0.0}
+        return None
     found = np.percentile(column, PERCENTILES)
     named = {f"p{share}": float(value) for share, value in zip(PERCENTILES, found, strict=True)}
     return {**named, "mean": float(column.mean())}
+
+
+def percentile(values: Iterable[float], share: float) -> float | None:
+    """One of them, of what is no NaN; None when there is nothing."""
+    column = [value for value in values if value == value]
+    return float(np.percentile(column, share)) if column else None
 
 
 def quantiles(values: Iterable[float]) -> list[float]:
@@ -44,6 +51,24 @@ def quantiles(values: Iterable[float]) -> list[float]:
     if not len(column):
         return []
     return [float(value) for value in np.quantile(column, np.linspace(0.0, 1.0, _QUANTILES))]
+
+
+def over_time(records: Iterable[Record]) -> list[dict[str, object]]:
+    """Latencies of requests by when they were meant to be sent: a row for each second, or for
+    each of equal parts of a long run; none for a time in which none was meant that ended well."""
+    good = [record for record in records if record.good]
+    width_s = max(1.0, max((one.intended_s for one in good), default=0.0) / _MOST_ROWS)
+    parts: dict[int, list[Record]] = {}
+    for record in good:
+        parts.setdefault(int(record.intended_s // width_s), []).append(record)
+    return [
+        {
+            "at_s": (place + 0.5) * width_s,
+            "ttft_ms": percentiles(one.ttft_ms for one in of_part),
+            "itl_ms": percentiles(one.itl_ms for one in of_part),
+        }
+        for place, of_part in sorted(parts.items())
+    ]
 
 
 def failures(records: Iterable[Record]) -> dict[str, int]:

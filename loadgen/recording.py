@@ -60,13 +60,15 @@ class Speculation:
 
 @dataclass(slots=True)
 class Record:
-    """One request. `reason` is empty while it runs and after a good end; NaN: has not happened."""
+    """One request. `reason` is empty while it runs and after a good end; NaN: has not happened.
+    `made_tokens` are the tokens that its prompt was made of, 0 when nobody here counted them;
+    `counted_tokens` is what the endpoint says of it."""
 
     session: int
     turn: int
     class_name: str
     intended_s: float
-    prompt_tokens: int
+    made_tokens: int
     wanted_tokens: int
     clock: Clock
     gaps: Gaps
@@ -77,6 +79,7 @@ class Record:
     tokens: int = 0
     chunks: int = 0
     cached_tokens: int | None = None
+    counted_tokens: int | None = None
     reason: str = ""
     detail: str = ""
     finish: str = ""
@@ -119,6 +122,11 @@ class Record:
         return self.ended and not self.reason
 
     @property
+    def prompt_tokens(self) -> int:
+        """As the endpoint counts them, where it tells."""
+        return self.made_tokens if self.counted_tokens is None else self.counted_tokens
+
+    @property
     def ttft_ms(self) -> float:
         return (self.first_s - self.intended_s) * 1e3
 
@@ -150,10 +158,13 @@ class Gaps:
     def add(self, gap_s: float) -> None:
         self._counts[round(math.log(max(gap_s, 1e-6)) / self._STEP)] += 1
 
-    def percentiles_ms(self, shares: Sequence[int]) -> dict[str, float]:
-        """p50 and so on; zeros when there is no gap."""
+    def percentiles_ms(self, shares: Sequence[int]) -> dict[str, float] | None:
+        """p50 and so on; None when there is no gap."""
         total = sum(self._counts.values())
-        wanted, out, seen = list(shares), {f"p{share}": 0.0 for share in shares}, 0
+        if not total:
+            return None
+        wanted, seen = list(shares), 0
+        out: dict[str, float] = {}
         for bucket in sorted(self._counts):
             seen += self._counts[bucket]
             while wanted and seen >= total * wanted[0] / 100.0:
@@ -191,7 +202,7 @@ class Recorder:
         turn: int,
         class_name: str,
         intended_s: float,
-        prompt_tokens: int,
+        made_tokens: int,
         wanted_tokens: int,
     ) -> Record:
         """A request that is about to be sent."""
@@ -200,7 +211,7 @@ class Recorder:
             turn,
             class_name,
             intended_s,
-            prompt_tokens,
+            made_tokens,
             wanted_tokens,
             self.clock,
             self.gaps,

@@ -14,6 +14,9 @@ from loadgen.watching import ClusterSample
 _LATE_MS = 10.0
 _LATE_SHARE = 0.05
 _LOOP_DELAY_MS = 20.0
+# More than this between our count of prompt tokens and the endpoint's is told about.
+_TEMPLATE_TOKENS = 40.0
+_MISCOUNTED_SHARE = 0.05
 
 Document = Mapping[str, object]
 
@@ -39,6 +42,7 @@ class Run:
         prompts: what prompts were made of.
         gpus: that served, when known.
         truncated: prompts that had to be shortened to fit the model.
+        began: by the calendar, as ISO 8601 has it; the timeline is in seconds of the run.
     """
 
     recorder: Recorder
@@ -51,6 +55,7 @@ class Run:
     truncated: int = 0
     timeline: list[Moment] = field(default_factory=list)
     loop_delays_ms: Sequence[float] = ()
+    began: str = ""
 
     def document(self) -> dict[str, object]:
         """Everything, units in the names."""
@@ -65,6 +70,7 @@ class Run:
         return {
             "target": dict(self.target),
             "load": dict(self.load),
+            "began": self.began,
             "prompts": self.prompts,
             "warnings": self._warnings(finished),
             "interrupted": self.interrupted,
@@ -103,6 +109,7 @@ class Run:
                 "e2e_ms": figures.quantiles(record.e2e_ms for record in finished),
             },
             "timeline": [moment.row() for moment in self.timeline],
+            "latencies_over_time": figures.over_time(finished),
         }
 
     def _per_gpu(self, rate: float) -> float | None:
@@ -125,24 +132,40 @@ class Run:
                 "prompts were random tokens, which make speculation look 23 % quicker than it is "
                 "on text (SPEED-Bench) and leave experts unused"
             )
-        late = figures.percentiles(record.late_ms for record in self.recorder.records)
-        ttft = figures.percentiles(record.ttft_ms for record in finished)
-        if late["p99"] > max(_LATE_MS, _LATE_SHARE * ttft["p50"]):
+        late_ms = figures.percentile((one.late_ms for one in self.recorder.records), 99) or 0.0
+        ttft_ms = figures.percentile((one.ttft_ms for one in finished), 50) or 0.0
+        if late_ms > max(_LATE_MS, _LATE_SHARE * ttft_ms):
             told.append(
-                f"the client was late, by {late['p99']:.0f} ms at p99; latencies count from the "
+                f"the client was late, by {late_ms:.0f} ms at p99; latencies count from the "
                 "intended moment, so part of them is the client's"
             )
-        delay = figures.percentiles(self.loop_delays_ms)
-        if delay["p99"] > _LOOP_DELAY_MS:
+        delay_ms = figures.percentile(self.loop_delays_ms, 99) or 0.0
+        if delay_ms > _LOOP_DELAY_MS:
             told.append(
-                f"the client's event loop was {delay['p99']:.0f} ms late (p99): it had no time "
+                f"the client's event loop was {delay_ms:.0f} ms late (p99): it had no time "
                 "left, and what it measured of others is that much too long"
             )
+        told += _miscounted(finished)
         if self.truncated:
             told.append(f"{self.truncated} prompts were shortened to fit the model's length")
         if self.interrupted:
             told.append("the run was stopped before its end")
         return told
+
+
+def _miscounted(finished: Sequence[Record]) -> list[str]:
+    """Prompts that have other lengths at the endpoint than here; chat templates are allowed for."""
+    both = [one for one in finished if one.made_tokens and one.counted_tokens is not None]
+    if not both:
+        return []
+    made = sum(one.made_tokens for one in both) / len(both)
+    counted = sum(one.counted_tokens or 0 for one in both) / len(both)
+    if abs(counted - made) <= _TEMPLATE_TOKENS + _MISCOUNTED_SHARE * made:
+        return []
+    return [
+        f"the target counted {counted:.0f} prompt tokens a request where {made:.0f} were meant: "
+        "--model names another tokenizer than the target's, or its chat template is a long one"
+    ]
 
 
 def _seconds(records: Sequence[Record]) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import ssl
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
@@ -111,9 +112,15 @@ async def watch_grpc(
             return
 
 
-async def watch_http(base: str) -> AsyncGenerator[ClusterSample, None]:
+async def watch_http(
+    base: str, root_certificates: str | None = None, api_key: str = ""
+) -> AsyncGenerator[ClusterSample, None]:
     """A page of metrics, once a second; ends when there is none."""
-    async with aiohttp.ClientSession() as session:
+    context = ssl.create_default_context(cafile=root_certificates)
+    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(ssl=context), headers=headers
+    ) as session:
         while True:
             try:
                 async with session.get(f"{base}/metrics") as response:

@@ -47,7 +47,8 @@ def timeline(label: str, curves: Sequence[NamedCurve]) -> str:
     if not points:
         return ""
     x = LinearScale.up_to(max(at for at, _ in points), *_WIDE.span_x)
-    y = LinearScale.up_to(max(value for _, value in points), *_WIDE.span_y)
+    is_count = all(float(value).is_integer() for _, value in points)
+    y = LinearScale.up_to(max(value for _, value in points), *_WIDE.span_y, float(is_count))
     parts = axes(_WIDE, x, y, "seconds", label)
     drawn = [curve for curve in curves if len(curve[3])]
     for _, colour, dashes, curve in drawn:

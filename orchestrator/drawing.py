@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ INK, BLUE, GREY, RED, GREEN, AMBER = (
     "#bf8700",
 )
 _GRID = 'stroke="#d0d7de"'
+# A number, a share, or that there is none.
+_FIGURE = re.compile(r"-?[\d,]*\.?\d+ ?%?|-|")
 
 Curve = Sequence[tuple[float, float]]
 
@@ -49,25 +52,27 @@ class LogScale:
 
 @dataclass(frozen=True, slots=True)
 class LinearScale:
-    """Linear axis from `low` to `high`, onto pixels from `begin` to `end`."""
+    """Linear axis from `low` to `high`, onto pixels from `begin` to `end`; ticks are at least
+    `least_step` apart: what is counted has none between whole numbers."""
 
     low: float
     high: float
     begin: float
     end: float
+    least_step: float = 0.0
 
     @classmethod
-    def up_to(cls, most: float, begin: float, end: float) -> LinearScale:
+    def up_to(cls, most: float, begin: float, end: float, least_step: float = 0.0) -> LinearScale:
         """From 0, with a little room above `most`."""
-        return cls(0.0, max(most, 1e-9) * 1.05, begin, end)
+        return cls(0.0, max(most, least_step, 1e-9) * 1.05, begin, end, least_step)
 
     def at(self, value: float) -> float:
         share = (value - self.low) / (self.high - self.low)
         return self.begin + share * (self.end - self.begin)
 
     def ticks(self) -> list[float]:
-        """Multiples of 1, 2 or 5 times a power of ten, three to seven of them."""
-        rough = (self.high - self.low) / 7.0
+        """Multiples of 1, 2 or 5 times a power of ten, seven at most."""
+        rough = max((self.high - self.low) / 7.0, self.least_step)
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(one for one in (1.0, 2.0, 5.0, 10.0) if one * power >= rough) * power
         first = math.ceil(self.low / step)
@@ -167,15 +172,28 @@ def html_page(title: str, body: str) -> str:
         f"<title>{html.escape(title)}</title><style>"
         "body{font:15px/1.45 system-ui,sans-serif;max-width:900px;margin:2em auto;padding:0 1em;"
         "color:#1f2328;background:#fff}h1{font-size:1.3em}h2{font-size:1.05em;margin:1.4em 0 .3em}"
-        "svg{width:100%;height:auto}td,th{padding:2px 14px 2px 0}"
+        "svg{width:100%;height:auto}table{border-collapse:collapse}"
+        "td,th{padding:3px 18px 3px 0;border-bottom:1px solid #d0d7de;vertical-align:top}"
+        ".figure{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}"
+        "ul{padding-left:1.2em}.aside{color:#59636e;overflow-wrap:anywhere}"
         f"</style></head><body>{body}</body></html>\n"
     )
 
 
 def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Cells are text; the first column is on the left, figures are too."""
-    top = "".join(f"<th align=left>{html.escape(name)}</th>" for name in head)
+    """Cells are text; columns of figures are on the right, so that their digits stand in line."""
+    figures = [
+        all(_FIGURE.fullmatch(row[place]) for row in rows if place < len(row))
+        for place in range(len(head))
+    ]
+    looks = [" class=figure" if is_figure else " align=left" for is_figure in figures]
+    top = "".join(f"<th{look}>{html.escape(name)}" for name, look in zip(head, looks, strict=True))
     lines = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in row) + "</tr>" for row in rows
+        "<tr>"
+        + "".join(
+            f"<td{look if look.endswith('figure') else ''}>{html.escape(cell)}"
+            for cell, look in zip(row, looks, strict=False)
+        )
+        for row in rows
     )
-    return f"<table cellpadding=4><tr>{top}</tr>{lines}</table>"
+    return f"<table><tr>{top}{lines}</table>"

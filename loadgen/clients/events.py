@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from loadgen.recording import Speculation
 
+_SHOWN_BYTES = 80
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -28,14 +30,18 @@ def piece_of(data: bytes) -> Piece:
         event = json.loads(data)
         return _piece(event)
     except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
-        return Piece(error=f"an event cannot be read: {error!r}", error_kind="bad event")
+        told = f"{data[:_SHOWN_BYTES].decode(errors='replace').strip()!r}: {error}"
+        return Piece(error=f"an event cannot be read: {told}", error_kind="bad event")
 
 
 def _piece(event: dict[str, object]) -> Piece:
     error = event.get("error")
     if isinstance(error, dict):
-        kind = error.get("code") or error.get("type") or "error in the stream"
-        return Piece(error=str(error.get("message")), error_kind=str(kind))
+        kind = error.get("code") or error.get("type") or ""
+        if not isinstance(kind, str) or not kind:
+            # A bare number would not say that it is one of HTTP.
+            kind = f"error {kind}".strip() + " in the stream"
+        return Piece(error=str(error.get("message")), error_kind=kind)
     text = finish = ""
     choices = event.get("choices")
     if isinstance(choices, list) and choices:

@@ -73,10 +73,8 @@ class GrpcClient:
                 metadata=self._metadata,
             )
         except grpc.aio.AioRpcError as error:
-            raise LoadError(
-                f"--target {self._address}: {error.details() or error.code().name}",
-                "start a cluster with `tandem up`, or name another --target",
-            ) from error
+            told = (error.details() or error.code().name).rpartition("last error: ")[2]
+            raise LoadError(f"--target {self._address}: {told}", _hint(error)) from error
         return Endpoint(model.name, model.max_model_tokens, model.vocab_size, is_tandem=True)
 
     async def ask(self, ask: Ask, record: Record) -> None:
@@ -117,6 +115,20 @@ class GrpcClient:
     async def close(self) -> None:
         for channel in self._channels:
             await channel.close(None)
+
+
+def _hint(error: grpc.aio.AioRpcError) -> str:
+    """What to change when no router answers; gRPC tells reasons apart by their words alone."""
+    if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+        return "name a key that it knows with --api-key-file"
+    told = error.details() or ""
+    if "CERTIFICATE_VERIFY_FAILED" in told:
+        return "name the certificate to trust with --ca"
+    if "WRONG_VERSION_NUMBER" in told:
+        return "it does not speak TLS there: try grpc://"
+    if "Failed parsing HTTP/2" in told or "Socket closed" in told:
+        return "gRPC and HTTP have a port each; with TLS it is https:// or grpcs://"
+    return "start a cluster with `tandem up`, or name another --target"
 
 
 def _reason(error: grpc.aio.AioRpcError) -> str:

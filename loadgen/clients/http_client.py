@@ -10,6 +10,7 @@ from typing import Literal
 
 import aiohttp
 
+from loadgen.clients import http_faults
 from loadgen.clients.client import Ask, Endpoint
 from loadgen.clients.events import Piece, piece_of
 from loadgen.errors import LoadError
@@ -19,9 +20,13 @@ from loadgen.recording import Record, Speculation
 Api = Literal["completions", "chat"]
 
 _ANSWER_TIMEOUT_S = 30.0
+# A server may load what it needs before its first answer.
+_FIRST_ANSWER_TIMEOUT_S = 120.0
+# Less than servers keep an idle connection (uvicorn, and so vLLM, 5 s): one that a server closes
+# just as it is used again looks like a request that failed.
+_KEEPALIVE_S = 4.0
 _REPORT_HEADER = "x-tandem-report"
 _REASON_HEADER = "x-tandem-reason"
-_SHOWN_CHARACTERS = 200
 
 
 class HttpClient:
@@ -59,7 +64,7 @@ class HttpClient:
         """Raises LoadError when nothing answers, or it does not name its model."""
         context = ssl.create_default_context(cafile=self._root_certificates)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=context, keepalive_timeout=30.0),
+            connector=aiohttp.TCPConnector(limit=0, ssl=context, keepalive_timeout=_KEEPALIVE_S),
             timeout=aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=60.0),
             read_bufsize=2**18,
             headers=self._headers,
@@ -80,15 +85,13 @@ class HttpClient:
     async def _models(self) -> Sequence[dict[str, object]]:
         assert self._session is not None
         url = f"{self._base}/v1/models"
-        timeout = aiohttp.ClientTimeout(total=_ANSWER_TIMEOUT_S)
+        patience_s = min(_ANSWER_TIMEOUT_S, self._timeout_s)
+        timeout = aiohttp.ClientTimeout(total=patience_s)
         try:
             async with self._session.get(url, timeout=timeout) as response:
                 status, text = response.status, await response.text()
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise LoadError(
-                f"--target {self._base}: {error or type(error).__name__}",
-                "start a cluster with `tandem up`, or name another --target",
-            ) from error
+            raise http_faults.of_endpoint(self._base, error, patience_s) from error
         if status == 200:
             try:
                 models: list[dict[str, object]] = json.loads(text)["data"]
@@ -98,17 +101,19 @@ class HttpClient:
                 text = "no list of models"
         if status in (401, 403):
             raise LoadError(
-                f"--target {self._base}: {_shown(text)}", "name a key with --api-key-file"
+                f"--target {self._base}: {http_faults.shown(text)}", http_faults.NO_KEY_HINT
             )
         if self._model:
             return [{"id": self._model}]
         raise LoadError(
-            f"--target {self._base}: GET /v1/models gives {status}: {_shown(text)}",
+            f"--target {self._base}: GET /v1/models gives {status}: {http_faults.shown(text)}",
             "name the model with --served-model",
         )
 
     async def _learn_manners(self) -> None:
         """Which extensions of OpenAI's protocol the endpoint takes, by one request of one token."""
+        patience_s = min(_FIRST_ANSWER_TIMEOUT_S, self._timeout_s)
+        timeout = aiohttp.ClientTimeout(total=patience_s)
         for usage, eos in ((True, True), (False, True), (False, False)):
             self._tells_usage, self._knows_ignore_eos = usage, eos
             body = self._body(Ask(1, token_ids=(20,), messages=()))
@@ -116,16 +121,15 @@ class HttpClient:
                 body["messages"] = [{"role": "user", "content": "Hello"}]
             assert self._session is not None
             try:
-                async with self._session.post(self._url, json=body) as response:
+                async with self._session.post(self._url, json=body, timeout=timeout) as response:
                     text = await response.text()
                     if response.status == 200:
                         return
-            except aiohttp.ClientError as error:
-                raise LoadError(f"--target {self._base}: {error}") from error
+            except (aiohttp.ClientError, TimeoutError) as error:
+                raise http_faults.of_endpoint(self._url, error, patience_s) from error
             if response.status not in (400, 422):
                 break
-        hint = "" if self._api == "chat" else "try --api chat if it takes no tokens as prompts"
-        raise LoadError(f"--target {self._url}: {response.status}: {_shown(text)}", hint)
+        raise http_faults.of_first_request(self._url, response.status, text)
 
     @property
     def _url(self) -> str:
@@ -162,13 +166,11 @@ class HttpClient:
             async with self._session.post(self._url, json=body) as response:
                 if response.status != 200:
                     reason = response.headers.get(_REASON_HEADER, f"HTTP {response.status}")
-                    record.end(reason, _shown(await response.text()))
+                    record.end(reason, http_faults.shown(await response.text()))
                     return
                 await self._read(response, record)
-        except TimeoutError:
-            record.end("timeout", f"no answer within {self._timeout_s:g} s")
-        except aiohttp.ClientError as error:
-            record.end(type(error).__name__, str(error))
+        except (aiohttp.ClientError, TimeoutError) as error:
+            record.end(*http_faults.of_request(error, self._timeout_s))
 
     async def _read(self, response: aiohttp.ClientResponse, record: Record) -> None:
         usage_tokens: int | None = None
@@ -195,7 +197,7 @@ class HttpClient:
             if piece.cached_tokens is not None:
                 record.cached_tokens = piece.cached_tokens
             if piece.prompt_tokens is not None:
-                record.prompt_tokens = piece.prompt_tokens
+                record.counted_tokens = piece.prompt_tokens
             if piece.speculation is not None:
                 record.speculation, record.measured = piece.speculation, "engine report"
         if usage_tokens is not None:
@@ -220,13 +222,3 @@ class HttpClient:
             await self._session.close()
             # Connections with TLS close a turn of the loop later.
             await asyncio.sleep(0)
-
-
-def _shown(text: str) -> str:
-    """The message of OpenAI's error object, or the beginning of whatever came."""
-    try:
-        message = json.loads(text)["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        message = text
-    short = " ".join(str(message).split())
-    return short if len(short) <= _SHOWN_CHARACTERS else short[:_SHOWN_CHARACTERS] + "..."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
@@ -32,12 +33,15 @@ def read_trace(
     form: Format = "auto",
     limit: int | None = None,
     answer_tokens: int | None = None,
+    to_s: float | None = None,
 ) -> list[TraceRequest]:
     """Requests in order of arrival, the first at 0 s; those without a prompt or answer left out.
 
     Args:
         limit: only so many, the first of the file.
         answer_tokens: of requests whose answer the trace does not count.
+        to_s: stop at the first that comes so much later than the first of the file; published
+            traces are in order, and some have tens of millions of lines.
 
     Raises:
         LoadError: the file cannot be read; the message names the line.
@@ -45,17 +49,32 @@ def read_trace(
     try:
         with path.open(encoding="utf-8-sig") as file:
             lines = itertools.chain([first := file.readline()], file)
+            if not first:
+                raise LoadError(f"trace {path}: is empty")
             if form == "auto":
                 form = _guess(path, first)
             rows = _rows(path, lines, form, answer_tokens)
-            found = list(itertools.islice((row for row in rows if _is_whole(row)), limit))
-    except (OSError, UnicodeDecodeError) as error:
-        raise LoadError(f"trace {path}: cannot be read: {error}") from error
+            whole = (row for row in rows if _is_whole(row))
+            found = list(itertools.islice(_until(whole, to_s), limit))
+    except OSError as error:
+        raise LoadError(f"trace {path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise LoadError(f"trace {path}: cannot be read: it is no UTF-8 text") from error
     if not found:
         raise LoadError(f"trace {path}: has no request with a prompt and an answer")
     found.sort(key=lambda request: request.at_s)
     first_s = found[0].at_s
     return [replace(request, at_s=request.at_s - first_s) for request in found]
+
+
+def _until(requests: Iterator[TraceRequest], to_s: float | None) -> Iterator[TraceRequest]:
+    end_s = math.inf
+    for place, request in enumerate(requests):
+        if place == 0 and to_s is not None:
+            end_s = request.at_s + to_s
+        if request.at_s > end_s:
+            return
+        yield request
 
 
 def _rows(

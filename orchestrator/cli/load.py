@@ -73,12 +73,13 @@ def load(
     from orchestrator.cli.load_inputs import ArrivalFlags, LoadFlags, TraceFlags
     from orchestrator.cli.load_run import RunFlags
     from orchestrator.cli.load_target import TargetFlags
+    from orchestrator.cli.load_unused import given_flags
 
     bounds = Cut(from_s, to_s, min_isl, max_isl, min_osl, max_osl)
     asked = LoadFlags(
-        None if trace is None else TraceFlags(trace, form, limit, speedup, scale, bounds),
+        None if trace is None else TraceFlags(trace, form, speedup, scale, bounds),
         ArrivalFlags(arrivals, requests_per_s, to_rate, period_s, burstiness, swing),
-        isl, osl, turns, think_s, users, seconds, limit, priority_class, seed,
+        isl, osl, turns, think_s, users, seconds, limit, priority_class, seed, given_flags(context),
     )  # fmt: skip
     given = RunFlags(
         TargetFlags(target, api, served_model, api_key_file, ca, timeout_s),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from loadgen import arrivals
@@ -14,6 +14,8 @@ from loadgen.sessions import Conversation, Lengths, Session, made_up, of_trace
 from loadgen.traces.reading import FORMATS, read_trace
 from loadgen.traces.request import TraceRequest
 from loadgen.traces.shaping import Cut, at_times, cut, scaled, sped_up
+from orchestrator.cli.load_unused import PROCESSES_OF, refuse_unused
+from orchestrator.cli.load_words import CLOSED_LOOP
 
 PROCESSES = ("replay", "poisson", "gamma", "constant", "ramp", "step", "diurnal")
 _NEED_SECOND_RATE = ("ramp", "step")
@@ -25,7 +27,6 @@ class TraceFlags:
 
     path: Path
     form: str = "auto"
-    limit: int | None = None
     speedup: float = 1.0
     scale: float = 1.0
     bounds: Cut = Cut()  # noqa: RUF009 - frozen
@@ -45,7 +46,7 @@ class ArrivalFlags:
 
 @dataclass(frozen=True, slots=True)
 class LoadFlags:
-    """All that says what is sent."""
+    """All that says what is sent; `given` are the parameters that somebody named."""
 
     trace: TraceFlags | None
     arrivals: ArrivalFlags
@@ -58,25 +59,44 @@ class LoadFlags:
     limit: int | None = None
     priority_class: str = ""
     seed: int = 0
+    given: Collection[str] = ()
 
 
 def make_load(flags: LoadFlags) -> tuple[Load, dict[str, object]]:
     """The load, and a description of it for the report. Raises LoadError, naming the flag."""
     process = _process(flags)
-    description: dict[str, object] = {
-        "trace": None if flags.trace is None else flags.trace.path.name,
-        "arrivals": process,
-        "seed": flags.seed,
-    }
-    if flags.trace is None:
-        description |= {"isl": flags.isl, "osl": flags.osl, "turns": flags.turns}
-    if flags.users is not None:
-        description |= {"users": flags.users, "think_s": flags.think_s}
-    elif process != "replay":
-        description["requests_per_s"] = flags.arrivals.rate_rps
+    refuse_unused(flags.given, flags.trace is not None, process)
     sessions = _sessions(flags, process)
     load = Load(sessions, flags.users, flags.think_s, flags.seconds)
-    return load, description
+    return load, _described(flags, process)
+
+
+def _described(flags: LoadFlags, process: str) -> dict[str, object]:
+    """The flags, by name, as far as they have an effect."""
+    told: dict[str, object] = {}
+    if flags.trace is None:
+        told |= {"isl": flags.isl, "osl": flags.osl, "turns": flags.turns}
+    else:
+        trace, bounds = flags.trace, asdict(flags.trace.bounds)
+        unlike = {
+            name: bounds[name] for name, kept in asdict(Cut()).items() if bounds[name] != kept
+        }
+        told |= {"trace": trace.path.name, "speedup": trace.speedup, "scale": trace.scale, **unlike}
+    told["arrivals"] = process
+    if flags.users is not None:
+        told |= {"users": flags.users, "think_s": flags.think_s}
+    elif process != "replay":
+        given = flags.arrivals
+        told["requests_per_s"] = given.rate_rps
+        shapes = {
+            "to_rate": given.to_rate_rps,
+            "period_s": given.period_s,
+            "burstiness": given.burstiness,
+            "swing": given.swing,
+        }
+        told |= {name: value for name, value in shapes.items() if process in PROCESSES_OF[name]}
+    ends = {"limit": flags.limit, "seconds": flags.seconds}
+    return {**told, **{name: end for name, end in ends.items() if end}, "seed": flags.seed}
 
 
 def _process(flags: LoadFlags) -> str:
@@ -87,7 +107,7 @@ def _process(flags: LoadFlags) -> str:
                 f"--users {flags.users}: in a closed loop users decide when requests come",
                 "leave out --arrivals and --rate, or leave out --users",
             )
-        return "closed loop"
+        return CLOSED_LOOP
     process = given.process or ("replay" if given.rate_rps is None else "poisson")
     if process not in PROCESSES:
         raise LoadError(f"--arrivals {process}: must be one of {', '.join(PROCESSES)}")
@@ -139,7 +159,7 @@ def _times(flags: LoadFlags, process: str) -> Iterator[float]:
 def _sessions(flags: LoadFlags, process: str) -> Iterable[Session]:
     if flags.trace is not None:
         requests = _of_file(flags.trace, flags)
-        if process not in ("replay", "closed loop"):
+        if process not in ("replay", CLOSED_LOOP):
             requests = at_times(
                 requests, list(itertools.islice(_times(flags, process), len(requests)))
             )
@@ -163,16 +183,24 @@ def _of_file(trace: TraceFlags, flags: LoadFlags) -> list[TraceRequest]:
     if trace.form not in forms:
         raise LoadError(f"--format {trace.form}: must be one of {', '.join(FORMATS)}")
     longest = parse_lengths("--osl", flags.osl).high
+    # Nothing is left out or repeated: then there is no need to read more than is sent.
+    is_plain = trace.bounds == Cut() and trace.scale == 1.0
     try:
-        requests = read_trace(trace.path, forms[trace.form], trace.limit, longest)
+        read = read_trace(
+            trace.path,
+            forms[trace.form],
+            flags.limit if is_plain else None,
+            longest,
+            trace.bounds.to_s,
+        )
     except LoadError as error:
         raise LoadError(f"--{error.message}", error.hint) from error
-    requests = cut(requests, trace.bounds)
+    requests = cut(read, trace.bounds)
     if trace.scale != 1.0:
         requests = scaled(requests, trace.scale, flags.seed)
     if trace.speedup != 1.0:
         requests = sped_up(requests, trace.speedup)
-    return requests
+    return requests[: flags.limit]
 
 
 def parse_lengths(flag: str, text: str) -> Lengths:

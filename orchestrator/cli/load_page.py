@@ -17,6 +17,7 @@ from orchestrator.cli.load_words import (
     table,
     texts,
     values,
+    what_was_sent,
 )
 from orchestrator.drawing import AMBER, BLUE, GREEN, GREY, RED, html_page, html_table
 
@@ -28,6 +29,7 @@ def page(document: Document, title: str) -> str:
     targets = table(document, "targets")
     body = [
         f"<h1>{html.escape(title)}</h1>",
+        f"<p class=aside>{html.escape(what_was_sent(document))}</p>",
         *(f"<p><b>Note:</b> {html.escape(text)}.</p>" for text in texts(document, "warnings")),
         "<ul>",
         *(f"<li>{html.escape(text)}</li>" for text in summary_lines(document)),
@@ -43,6 +45,8 @@ def page(document: Document, title: str) -> str:
             [("", BLUE, "", values(document, "itl_ms"))], _target(targets, "itl_ms"), "ITL in ms"
         ),
         "<h2>Over time</h2>",
+        _latencies(document, "ttft_ms", "TTFT in ms"),
+        _latencies(document, "itl_ms", "Mean ITL in ms"),
         timeline(
             "Requests",
             [
@@ -64,11 +68,11 @@ def page(document: Document, title: str) -> str:
             "Workers",
             [
                 ("prefill", BLUE, "", series(document, "prefill_serving")),
-                ("decode", GREEN, "", series(document, "decode_serving")),
+                ("decode", GREEN, _DASHES, series(document, "decode_serving")),
             ],
         ),
         timeline(
-            "Busy share of the pools, last minute",
+            "Busy share, last minute",
             [
                 ("prefill workers", BLUE, "", series(document, "prefill_busy_share")),
                 ("decode slots", GREEN, "", series(document, "decode_busy_share")),
@@ -103,6 +107,11 @@ def comparison_page(
 
     body = [
         f"<h1>{html.escape(title)}</h1>",
+        *(
+            f"<p class=aside>{html.escape(f'{name}: {told}')}</p>"
+            for name, one in zip(names, documents, strict=True)
+            if (told := what_was_sent(one))
+        ),
         html_table(head, rows),
         "<h2>TTFT</h2>",
         spread("ttft_ms", "TTFT in ms"),
@@ -120,6 +129,20 @@ def comparison_page(
 def _target(targets: Mapping[str, object], name: str) -> Target | None:
     value_ms = number(targets, name)
     return None if value_ms is None else Target("target", value_ms)
+
+
+def _latencies(document: Document, name: str, label: str) -> str:
+    """By when requests were meant to be sent, with the target where it is near."""
+    curves: list[NamedCurve] = [
+        (share, colour, "", series(document, name, share, of="latencies_over_time"))
+        for share, colour in (("p50", BLUE), ("p99", AMBER))
+    ]
+    points = [point for _, _, _, curve in curves for point in curve]
+    target_ms = number(document, "targets", name)
+    if points and target_ms is not None and target_ms < 2.0 * max(value for _, value in points):
+        ends = (min(at for at, _ in points), max(at for at, _ in points))
+        curves.append(("target", RED, "2 3", [(at, target_ms) for at in ends]))
+    return timeline(label, curves)
 
 
 def _errors(document: Document) -> str:

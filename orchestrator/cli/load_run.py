@@ -9,6 +9,7 @@ import resource
 import signal
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -59,6 +60,7 @@ def run_load(
 
 async def _load(flags: LoadFlags, given: RunFlags, seen: Callable[[Run], None]) -> Run:
     load, description = make_load(flags)
+    began = datetime.now(UTC)
     target = parse_target(given.target)
     if given.prompts not in ("text", "random"):
         raise LoadError(f"--prompts {given.prompts}: must be text or random")
@@ -89,6 +91,7 @@ async def _load(flags: LoadFlags, given: RunFlags, seen: Callable[[Run], None]) 
         with stopped_by_signals(running.stop):
             run = await running.run(endpoint, asking, seen)
     run.target = {"address": given.target.target or "this machine", **run.target}
+    run.began = began.isoformat(timespec="seconds")
     return run
 
 

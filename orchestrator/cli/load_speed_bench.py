@@ -60,11 +60,15 @@ def speed_bench(
         "temperature": temperature,
         "interrupted": run.interrupted,
     }
+    for told in _differences(before or {}, description):
+        note(f"note: {told}")
     report = results.document(questions, run.recorder.records, description, before)
     if as_json:
         print_json(report)
     else:
         _print(report)
+    if not report["answered"] and run.interrupted:
+        raise UserError("stopped before any question was answered", "try --per-category 1")
     if not report["answered"]:
         raise UserError("no question was answered", "see the failures above")
 
@@ -80,6 +84,15 @@ def _read_report(path: Path) -> Mapping[str, object]:
             "write one with `tandem load speed-bench --json > k0.json`, of a target without drafts",
         )
     return report
+
+
+def _differences(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+    """What makes a baseline that of another load."""
+    return [
+        f"--baseline has {name} {before[name]}, this run {now[name]}: two loads are compared"
+        for name in ("data", "osl", "concurrency", "temperature")
+        if name in before and before[name] != now[name]
+    ]
 
 
 def _print(report: Mapping[str, object]) -> None:
@@ -115,6 +128,10 @@ def _print(report: Mapping[str, object]) -> None:
         console.print(f"- speedup: {told}", markup=False)
     measured = report["acceptance_measured"]
     note(f"acceptance by {measured}" if measured else "the target does not tell acceptance")
+    if report["interrupted"]:
+        note(
+            f"note: stopped: {report['answered']} of {report['questions']} questions were answered"
+        )
     if report["data"] == "sample":
         note("note: a sample of our own was asked, which is not comparable with published figures")
     for reason, detail in table(report, "first_errors").items():

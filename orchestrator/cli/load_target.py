@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,9 @@ class Target:
     def cluster(self) -> AsyncGenerator[ClusterSample, None]:
         """What the cluster says of itself meanwhile."""
         if self.scheme == "http":
-            return watch_http(self.address.rstrip("/").removesuffix("/v1"))
+            base = self.address.rstrip("/").removesuffix("/v1")
+            trusted = None if self.flags.ca is None else str(self.flags.ca)
+            return watch_http(base, trusted, self.api_key)
         ca = None if self.flags.ca is None else self.flags.ca.read_bytes()
         return watch_grpc(channel_to(self.address, ca, self.tls), self.api_key)
 
@@ -76,8 +79,8 @@ def parse_target(flags: TargetFlags) -> Target:
     """Raises LoadError, which names the flag."""
     _api(flags.api)
     key = _read_key(flags.api_key_file)
-    if flags.ca is not None and not flags.ca.is_file():
-        raise LoadError(f"--ca {flags.ca}: is no file")
+    if flags.ca is not None:
+        _check_certificates(flags.ca)
     if flags.target is None:
         record = running_cluster(None)
         if flags.api == "chat":
@@ -98,6 +101,15 @@ def parse_target(flags: TargetFlags) -> Target:
         f"--target {flags.target}: must begin with grpc://, grpcs://, http:// or https://",
         "such as grpc://127.0.0.1:50051 or http://127.0.0.1:8000",
     )
+
+
+def _check_certificates(path: Path) -> None:
+    try:
+        ssl.create_default_context(cafile=str(path))
+    except ssl.SSLError as error:
+        raise LoadError(f"--ca {path}: has no certificates in PEM") from error
+    except OSError as error:
+        raise LoadError(f"--ca {path}: cannot be read: {error.strerror}") from error
 
 
 def _api(text: str) -> Api:

@@ -7,15 +7,17 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 
-from loadgen.figures import percentiles
+from loadgen.figures import percentile
 from loadgen.results import Run
 from orchestrator.cli.load_words import (
     LATENCY_HEAD,
     Document,
     latency_rows,
+    shown,
     summary_lines,
     table,
     texts,
+    what_was_sent,
 )
 from orchestrator.cli.terminal import note
 
@@ -41,13 +43,13 @@ def _line(run: Run) -> str:
     past = run.timeline[-6].progress if len(run.timeline) > 5 else run.timeline[0].progress
     seconds = max(now.at_s - past.at_s, 1e-9)
     recent = run.recorder.records[-_RECENT:]
-    ttft = percentiles(one.ttft_ms for one in recent if not math.isnan(one.first_s))
+    ttft_ms = [one.ttft_ms for one in recent if not math.isnan(one.first_s)]
     cluster = run.timeline[-1].cluster
     queue = "" if cluster is None or cluster.queued is None else f"  queued {cluster.queued}"
     return (
         f"{now.at_s:6.0f} s  sent {now.sent}  open {now.open}{queue}  finished {now.finished}  "
         f"failed {now.failed}  {(now.tokens - past.tokens) / seconds:,.0f} tokens/s  "
-        f"TTFT p50 {ttft['p50']:.0f} p99 {ttft['p99']:.0f} ms"
+        f"TTFT p50 {shown(percentile(ttft_ms, 50), 0)} p99 {shown(percentile(ttft_ms, 99), 0)} ms"
     )
 
 
@@ -57,12 +59,15 @@ def print_report(document: Document) -> None:
     from rich.table import Table
 
     console = Console(highlight=False)
+    console.print(what_was_sent(document), style="dim", markup=False, soft_wrap=True)
     for text in summary_lines(document):
         console.print(f"- {text}", markup=False)
-    rows = Table(*LATENCY_HEAD)
-    for row in latency_rows(document):
-        rows.add_row(*row)
-    console.print(rows)
+    found = latency_rows(document)
+    if found:
+        latencies = Table(*LATENCY_HEAD)
+        for row in found:
+            latencies.add_row(*row)
+        console.print(latencies)
     for reason, detail in table(document, "first_errors").items():
         if detail:
             console.print(f"{reason}: {detail}", style="red", markup=False)

@@ -8,6 +8,8 @@ from typing import TypeAlias, cast
 
 from loadgen.figures import PERCENTILES
 
+CLOSED_LOOP = "closed loop"
+
 Document: TypeAlias = Mapping[str, object]
 Row: TypeAlias = tuple[str, ...]
 
@@ -57,6 +59,21 @@ def latency_rows(document: Document) -> list[Row]:
             columns = (*(f"p{share}" for share in PERCENTILES), "mean")
             rows.append((label, *(shown(number(found, column)) for column in columns)))
     return rows
+
+
+def what_was_sent(document: Document) -> str:
+    """When, to what, and with which flags; empty for a report that does not say."""
+    target, load = table(document, "target"), table(document, "load")
+    if not load:
+        return ""
+    flags = " ".join(
+        f"--{name.replace('_', '-')} {value}"
+        for name, value in load.items()
+        if value is not None and value != CLOSED_LOOP
+    )
+    began = f"{document['began']}: " if document.get("began") else ""
+    to = f"{target.get('model', '')} at {target.get('address', '')}"
+    return f"{began}prompts of {document.get('prompts', '')} to {to}: {flags}"
 
 
 def summary_lines(document: Document) -> list[str]:
@@ -112,16 +129,13 @@ def _goodput(document: Document) -> str:
     return text
 
 
-def series(document: Document, name: str) -> list[tuple[float, float]]:
-    """A column of the timeline over time."""
-    rows = document.get("timeline")
+def series(document: Document, *path: str, of: str = "timeline") -> list[tuple[float, float]]:
+    """A column of rows over time, where they have it."""
+    rows = document.get(of)
     if not isinstance(rows, list):
         return []
-    return [
-        (float(row["at_s"]), float(row[name]))
-        for row in rows
-        if isinstance(row, Mapping) and isinstance(row.get(name), (int, float))
-    ]
+    pairs = ((number(row, "at_s"), number(row, *path)) for row in rows)
+    return [(at_s, value) for at_s, value in pairs if at_s is not None and value is not None]
 
 
 def rates(document: Document, name: str) -> list[tuple[float, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -76,6 +77,8 @@ app.add_typer(operator)
 
 
 def main() -> None:
+    # gRPC's core writes of every connection that fails; commands say it in their own words.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     app()
 
 

@@ -13,14 +13,17 @@ from aiohttp import web
 
 @dataclass
 class StandIn:
-    """`chunks` are texts with how many tokens each has. With `hold`, answers stop after their first
-    chunk until `go_on`; `open_now` is told through `changed`."""
+    """`chunks` are texts with how many tokens each has. `status` is that of all requests but the
+    first, which asks for one token, unless `from_the_first`. With `hold`, answers stop after their
+    first chunk until `go_on`; `open_now` is told through `changed`."""
 
     chunks: Sequence[tuple[str, int]] = ((" a", 1), (" b c", 2), (" d e f", 3))
     knows_chunk_usage: bool = True
     knows_ignore_eos: bool = True
     status: int = 200
+    from_the_first: bool = False
     breaks_off: bool = False
+    cuts_off: bool = False
     hold: bool = False
     bodies: list[dict[str, object]] = field(default_factory=list)
     open_now: int = 0
@@ -44,7 +47,7 @@ class StandIn:
         if strict:
             return web.json_response({"error": {"message": "extra inputs"}}, status=400)
         self.bodies.append(body)
-        if self.status != 200 and body["max_tokens"] > 1:
+        if self.status != 200 and (self.from_the_first or body["max_tokens"] > 1):
             error = {"error": {"message": "come again later"}}
             return web.json_response(error, status=self.status)
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
@@ -59,6 +62,10 @@ class StandIn:
                 event["usage"] = {"completion_tokens": made, "prompt_tokens": 7}
             await _send(response, event)
             if self.breaks_off:
+                return response
+            if self.cuts_off and body["max_tokens"] > 1:
+                assert request.transport is not None
+                request.transport.abort()
                 return response
             if self.hold and place == 0 and body["max_tokens"] > 1:
                 await self._held()

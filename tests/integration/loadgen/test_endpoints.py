@@ -99,6 +99,39 @@ async def test_failures_are_counted_by_reason(stand_in: StandIn, reason: str) ->
     assert report["finished"] == 0
 
 
+async def test_an_answer_that_does_not_go_on_times_out_and_what_came_is_counted() -> None:
+    stand_in = StandIn(hold=True)
+    async with serving(stand_in) as url:
+        report = (await run_load(HttpClient(url, timeout_s=0.5), at_once(2))).document()
+    assert report["failed"] == {"timeout": 2}
+    assert report["completion_tokens"] == 2
+    assert report["ttft_ms"] is None
+
+
+async def test_a_connection_that_is_cut_breaks_its_stream() -> None:
+    stand_in = StandIn(cuts_off=True)
+    async with serving(stand_in) as url:
+        report = (await run_load(HttpClient(url), at_once(2))).document()
+    assert report["failed"] == {"broken stream": 2}
+
+
+@pytest.mark.parametrize(("status", "hint"), [(429, "wait"), (500, "log"), (404, "--api chat")])
+async def test_an_endpoint_that_refuses_its_first_request_is_told_about(
+    status: int, hint: str
+) -> None:
+    async with serving(StandIn(status=status, from_the_first=True)) as url:
+        with pytest.raises(LoadError, match=f"a request of one token gives {status}") as refused:
+            await run_load(HttpClient(url), at_once(1))
+    assert hint in refused.value.hint
+
+
+async def test_tls_where_there_is_none_is_told_about() -> None:
+    async with serving(StandIn()) as url:
+        with pytest.raises(LoadError, match="does not speak TLS") as refused:
+            await run_load(HttpClient(url.replace("http:", "https:")), at_once(1))
+    assert refused.value.hint == "try http://"
+
+
 async def test_nobody_there_is_one_clear_error() -> None:
     with pytest.raises(LoadError, match=r"--target http://127\.0\.0\.1:9"):
         await run_load(HttpClient("http://127.0.0.1:9"), at_once(1))

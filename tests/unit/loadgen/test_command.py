@@ -21,7 +21,7 @@ from loadgen.traces.shaping import Cut
 from orchestrator.cli.load_compare import compared
 from orchestrator.cli.load_inputs import ArrivalFlags, LoadFlags, TraceFlags, make_load
 from orchestrator.cli.load_page import page
-from orchestrator.cli.load_words import summary_lines
+from orchestrator.cli.load_words import summary_lines, what_was_sent
 from orchestrator.cli.main import app
 from tests.unit.loadgen.scripted import ScriptedClient
 from tests.unit.loadgen.test_running import ASKING, single
@@ -111,6 +111,9 @@ def test_a_trace_may_come_at_another_rate_or_by_users() -> None:
         (flags(TraceFlags(Path("none.csv"))), "--trace none.csv: cannot be read"),
         (flags(arrivals=ArrivalFlags(rate_rps=5.0), limit=1, isl="x"), "--isl x"),
         (flags(arrivals=ArrivalFlags(rate_rps=5.0), limit=1, osl="9-3"), "--osl 9-3"),
+        (flags(arrivals=ArrivalFlags(rate_rps=5.0), limit=1, given={"speedup"}), "--speedup"),
+        (flags(TraceFlags(AZURE), given={"turns"}), "--turns: a trace has its own"),
+        (flags(TraceFlags(AZURE), given={"burstiness"}), "--burstiness: changes nothing"),
     ],
 )
 def test_what_cannot_be_names_its_flag(given: LoadFlags, says: str) -> None:
@@ -118,9 +121,36 @@ def test_what_cannot_be_names_its_flag(given: LoadFlags, says: str) -> None:
         make_load(given)
 
 
+def test_a_limit_counts_what_is_left_of_a_trace() -> None:
+    plain, _ = make_load(flags(TraceFlags(AZURE), limit=9))
+    assert len(list(plain.sessions)) == 9
+    long, _ = make_load(flags(TraceFlags(AZURE, bounds=Cut(min_isl=1500)), limit=9))
+    assert [one.turns[0].new_tokens >= 1500 for one in long.sessions] == [True] * 9
+    repeated, _ = make_load(flags(TraceFlags(AZURE, scale=3.0), limit=9))
+    assert len(list(repeated.sessions)) == 9
+
+
+def test_a_report_names_the_flags_that_had_an_effect() -> None:
+    shape = ArrivalFlags("step", 5.0, to_rate_rps=9.0, period_s=3.0)
+    _, told = make_load(flags(arrivals=shape, seconds=8.0))
+    assert {name: told[name] for name in ("arrivals", "to_rate", "period_s", "seconds")} == {
+        "arrivals": "step", "to_rate": 9.0, "period_s": 3.0, "seconds": 8.0
+    }  # fmt: skip
+    assert "swing" not in told
+    report = {**document(), "load": told, "began": "2026-01-02T03:04:05+00:00"}
+    said = what_was_sent(report)
+    assert said.startswith("2026-01-02T03:04:05+00:00: prompts of text")
+    assert "--arrivals step --requests-per-s 5.0 --to-rate 9.0 --period-s 3.0" in said
+    assert said in page(report, "a load")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        ("--rate 5 --seconds 1 --swing 0.5", "--swing: changes nothing with arrivals of poisson"),
+        ("--rate 5 --seconds 1 --max-isl 9", "--max-isl: without a trace"),
+        (f"--rate 5 --seconds 1 --target grpcs://h:1 --ca {AZURE}", "has no certificates"),
+        ("--rate 5 --seconds 1 --target grpcs://h:1 --ca none.pem", "--ca none.pem: cannot"),
         ("--rate 5 --seconds 1 --target 127.0.0.1:50051", "--target 127.0.0.1:50051"),
         ("--rate 5 --seconds 1 --target grpc://h:1 --api chat", "over HTTP"),
         ("--rate 5 --seconds 1 --target http://h --api fax", "--api fax"),

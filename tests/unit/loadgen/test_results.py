@@ -97,6 +97,17 @@ def test_random_tokens_and_a_slow_client_are_told_about() -> None:
     assert "event loop was 50 ms late" in told[1]
 
 
+def test_prompts_that_the_endpoint_counts_in_another_way_are_told_about() -> None:
+    clock, recorder, run = make()
+    record = answer(recorder, clock)
+    record.counted_tokens = record.made_tokens + 30  # a chat template
+    assert run.document()["warnings"] == []
+    record.counted_tokens = 190
+    (told,) = run.document()["warnings"]  # type: ignore[misc]
+    assert "counted 190 prompt tokens a request where 100 were meant" in told
+    assert run.document()["prompt_tokens"] == 190
+
+
 def test_classes_are_judged_apart() -> None:
     clock, recorder, run = make()
     answer(recorder, clock, class_name="interactive")
@@ -114,6 +125,22 @@ def test_a_run_without_a_good_end_still_has_a_report() -> None:
     assert report["finished"] == 0
     assert report["goodput_share"] == 0.0
     assert report["acceptance"] is None
+    # Zeros would look like a very quick server.
+    assert (report["ttft_ms"], report["itl_ms"], report["gap_ms"]) == (None, None, None)
+    assert report["latencies_over_time"] == []
+
+
+def test_latencies_over_time_stand_at_the_second_for_which_requests_were_meant() -> None:
+    clock, recorder, run = make()
+    answer(recorder, clock, intended_s=0.2, first_s=0.1)
+    answer(recorder, clock, intended_s=0.9, first_s=0.3)
+    answer(recorder, clock, intended_s=7.5, first_s=2.0, tokens=1)
+    answer(recorder, clock, intended_s=3.0, reason="REASON_WORKER_LOST")
+    early, late = run.document()["latencies_over_time"]  # type: ignore[misc]
+    assert (early["at_s"], late["at_s"]) == (0.5, 7.5)
+    assert early["ttft_ms"]["mean"] == pytest.approx(200.0)
+    assert late["ttft_ms"]["p99"] == pytest.approx(2000.0)
+    assert late["itl_ms"] is None
 
 
 @given(st.lists(st.floats(1e-5, 100.0), min_size=1, max_size=300))

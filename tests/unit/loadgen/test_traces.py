@@ -96,6 +96,7 @@ def test_aibrix_lines_bring_prompts_and_sessions(tmp_path: Path) -> None:
         ('{"timestamp": 1, "requests": 7}\n', "auto", "line 1"),
         ("not json\n", "mooncake", "line 1"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\n", "auto", "no request"),
+        ("", "auto", "is empty"),
     ],
 )
 def test_a_file_of_another_kind_is_refused_with_its_line(
@@ -103,6 +104,12 @@ def test_a_file_of_another_kind_is_refused_with_its_line(
 ) -> None:
     with pytest.raises(LoadError, match=says):
         read_trace(write(tmp_path, text), form)
+
+
+def test_reading_stops_at_the_moment_from_which_nothing_is_wanted(tmp_path: Path) -> None:
+    head = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+    file = write(tmp_path, head + "100,1,1\n103,2,1\n111,3,1\nwhat nobody reads\n")
+    assert [one.prompt_tokens for one in read_trace(file, to_s=10.0)] == [1, 2]
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
