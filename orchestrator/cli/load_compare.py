@@ -14,9 +14,11 @@ from orchestrator.errors import UsageError
 if TYPE_CHECKING:
     from orchestrator.cli.load_words import Document
 
+_FAILED = "failed"
 # What is compared besides latencies: label and path in the report.
 _RATES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("finished", ("finished",)),
+    (_FAILED, ()),
     ("requests/s", ("requests_per_s",)),
     ("tokens/s", ("tokens_per_s",)),
     ("tokens/s for each GPU", ("tokens_per_s_gpu",)),
@@ -69,14 +71,17 @@ Compared = tuple[str, float | None, float | None, float | None]
 
 def compared(first: Document, second: Document) -> list[Compared]:
     """Label, both figures and the second over the first, where at least one has it."""
-    from orchestrator.cli.load_words import LATENCIES, number
+    from orchestrator.cli.load_words import LATENCIES, failed_requests, number
 
     paths: list[tuple[str, tuple[str, ...]]] = list(_RATES)
     for name, label in LATENCIES.items():
         paths += [(f"{label} {share}, ms", (name, share)) for share in ("p50", "p90", "p99")]
     rows: list[Compared] = []
     for label, path in paths:
-        before, after = number(first, *path), number(second, *path)
+        before, after = (
+            failed_requests(one) if label == _FAILED else number(one, *path)
+            for one in (first, second)
+        )
         if before is None and after is None:
             continue
         rows.append(
@@ -110,4 +115,6 @@ def _read(path: Path) -> Document:
 def _figure(value: float | None) -> str:
     from orchestrator.cli.load_words import shown
 
-    return shown(value, 0 if value is not None and value >= 1000.0 else 3)
+    if value is None or value.is_integer() or value >= 1000.0:
+        return shown(value, 0)
+    return shown(value, 3 if value < 10.0 else 1)

@@ -39,6 +39,14 @@ def table(document: Document, name: str) -> Mapping[str, object]:
     return cast(Mapping[str, object], value) if isinstance(value, Mapping) else {}
 
 
+def failed_requests(document: Document) -> float | None:
+    """Of all reasons together; None where a report does not say."""
+    found = document.get("failed")
+    if not isinstance(found, Mapping):
+        return None
+    return float(sum(count for count in found.values() if isinstance(count, int)))
+
+
 def texts(document: Document, name: str) -> list[str]:
     """A list of a report."""
     value = document.get(name)

@@ -209,6 +209,7 @@ def test_two_runs_are_compared_figure_by_figure(tmp_path: Path) -> None:
     before, after = document(0.1), document(0.2)
     rows = {label: row for label, *row in compared(before, after)}
     assert rows["TTFT p50, ms"] == pytest.approx([100.0, 200.0, 2.0])
+    assert rows["failed"] == [1.0, 1.0, 1.0]
     files = [tmp_path / "before.json", tmp_path / "after.json"]
     for file, one in zip(files, (before, after), strict=True):
         file.write_text(json.dumps(one))
