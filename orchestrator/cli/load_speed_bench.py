@@ -127,11 +127,12 @@ def _print(report: Mapping[str, object]) -> None:
         told = ", ".join(f"{name} {shown(number(speedup, name), 2)}" for name in speedup)
         console.print(f"- speedup: {told}", markup=False)
     measured = report["acceptance_measured"]
-    note(f"acceptance by {measured}" if measured else "the target does not tell acceptance")
-    if report["interrupted"]:
-        note(
-            f"note: stopped: {report['answered']} of {report['questions']} questions were answered"
-        )
+    if report["answered"]:
+        note(f"acceptance by {measured}" if measured else "the target does not tell acceptance")
+    answered, questions = report["answered"], report["questions"]
+    if answered != questions:
+        stopped = "the run was stopped: " if report["interrupted"] else ""
+        note(f"note: {stopped}{answered} of {questions} questions were answered")
     if report["data"] == "sample":
         note("note: a sample of our own was asked, which is not comparable with published figures")
     for reason, detail in table(report, "first_errors").items():
