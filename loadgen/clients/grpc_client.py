@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import grpc
 
+from loadgen.clients import hints
 from loadgen.clients.client import Ask, Endpoint
 from loadgen.errors import LoadError
 from loadgen.recording import Record, Speculation
@@ -120,15 +121,15 @@ class GrpcClient:
 def _hint(error: grpc.aio.AioRpcError) -> str:
     """What to change when no router answers; gRPC tells reasons apart by their words alone."""
     if error.code() is grpc.StatusCode.UNAUTHENTICATED:
-        return "name a key that it knows with --api-key-file"
+        return hints.NO_KEY
     told = error.details() or ""
     if "CERTIFICATE_VERIFY_FAILED" in told:
-        return "name the certificate to trust with --ca"
+        return hints.UNTRUSTED
     if "WRONG_VERSION_NUMBER" in told:
         return "it does not speak TLS there: try grpc://"
     if "Failed parsing HTTP/2" in told or "Socket closed" in told:
-        return "gRPC and HTTP have a port each; with TLS it is https:// or grpcs://"
-    return "start a cluster with `tandem up`, or name another --target"
+        return hints.OTHER_PORT
+    return hints.NOBODY
 
 
 def _reason(error: grpc.aio.AioRpcError) -> str:

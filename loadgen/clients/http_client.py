@@ -10,7 +10,7 @@ from typing import Literal
 
 import aiohttp
 
-from loadgen.clients import http_faults
+from loadgen.clients import hints, http_faults
 from loadgen.clients.client import Ask, Endpoint
 from loadgen.clients.events import Piece, piece_of
 from loadgen.errors import LoadError
@@ -100,9 +100,7 @@ class HttpClient:
             except (ValueError, KeyError, TypeError):
                 text = "no list of models"
         if status in (401, 403):
-            raise LoadError(
-                f"--target {self._base}: {http_faults.shown(text)}", http_faults.NO_KEY_HINT
-            )
+            raise LoadError(f"--target {self._base}: {http_faults.shown(text)}", hints.NO_KEY)
         if self._model:
             return [{"id": self._model}]
         raise LoadError(

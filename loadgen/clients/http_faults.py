@@ -6,13 +6,11 @@ import json
 
 import aiohttp
 
+from loadgen.clients import hints
 from loadgen.errors import LoadError
 
 Fault = aiohttp.ClientError | TimeoutError
 
-NO_KEY_HINT = "name a key that it knows with --api-key-file"
-_NOBODY_HINT = "start a cluster with `tandem up`, or name another --target"
-_OTHER_PORT_HINT = "gRPC and HTTP have a port each; with TLS it is https:// or grpcs://"
 _SHOWN_CHARACTERS = 200
 
 
@@ -40,13 +38,13 @@ def of_endpoint(address: str, error: Fault, timeout_s: float) -> LoadError:
             told, hint = f"no answer within {timeout_s:g} s", "is it still starting, or another's?"
         case aiohttp.ClientConnectorCertificateError():
             told = f"its certificate is not trusted: {error.certificate_error}"
-            hint = "name the certificate to trust with --ca"
+            hint = hints.UNTRUSTED
         case aiohttp.ClientConnectorSSLError():
             told, hint = "it does not speak TLS there", "try http://"
         case aiohttp.ClientConnectorError():
-            told, hint = f"cannot connect: {_of_connector(error)}", _NOBODY_HINT
+            told, hint = f"cannot connect: {_of_connector(error)}", hints.NOBODY
         case _:
-            told, hint = str(error) or type(error).__name__, _OTHER_PORT_HINT
+            told, hint = str(error) or type(error).__name__, hints.OTHER_PORT
     return LoadError(f"--target {address}: {told}", hint)
 
 
@@ -54,7 +52,7 @@ def of_first_request(url: str, status: int, text: str) -> LoadError:
     """An endpoint that has a model and refuses a request of one token."""
     is_chat = url.endswith("/chat/completions")
     if status in (401, 403):
-        hint = NO_KEY_HINT
+        hint = hints.NO_KEY
     elif status == 429:
         hint = "it takes no more at the moment: wait, or send with another --api-key-file"
     elif status >= 500:
