@@ -34,6 +34,8 @@ def of_request(error: Fault, timeout_s: float) -> tuple[str, str]:
 def of_endpoint(address: str, error: Fault, timeout_s: float) -> LoadError:
     """An endpoint that cannot be reached at all."""
     match error:
+        case aiohttp.InvalidURL():
+            told, hint = "is no address", "such as http://127.0.0.1:8000"
         case TimeoutError():
             told, hint = f"no answer within {timeout_s:g} s", "is it still starting, or another's?"
         case aiohttp.ClientConnectorCertificateError():
