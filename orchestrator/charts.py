@@ -41,12 +41,13 @@ class Target:
     value_ms: float
 
 
-def timeline(label: str, curves: Sequence[NamedCurve]) -> str:
-    """Curves over seconds; nothing when none has a point."""
+def timeline(label: str, curves: Sequence[NamedCurve], until_s: float = 0.0) -> str:
+    """Curves over seconds, to `until_s` at least so that several stand in line; nothing when none
+    has a point."""
     points = [point for _, _, _, curve in curves for point in curve]
     if not points:
         return ""
-    x = LinearScale.up_to(max(at for at, _ in points), *_WIDE.span_x)
+    x = LinearScale.up_to(max(until_s, *(at for at, _ in points)), *_WIDE.span_x)
     is_count = all(float(value).is_integer() for _, value in points)
     y = LinearScale.up_to(max(value for _, value in points), *_WIDE.span_y, float(is_count))
     parts = axes(_WIDE, x, y, "seconds", label)

@@ -124,7 +124,7 @@ def axes(box: Box, x: Scale, y: Scale, x_label: str, y_label: str) -> list[str]:
     for tick in x.ticks():
         at = x.at(tick)
         parts.append(f'<line {_GRID} x1="{at:.1f}" x2="{at:.1f}" y1="{top}" y2="{bottom}"/>')
-        parts.append(f'<text x="{at:.1f}" y="{bottom + 20}" text-anchor="middle">{tick:g}</text>')
+        parts.append(f'<text x="{at:.1f}" y="{bottom + 20}" text-anchor="middle">{tick:,g}</text>')
     for tick in y.ticks():
         at = y.at(tick)
         parts.append(f'<line {_GRID} x1="{left}" x2="{right}" y1="{at:.1f}" y2="{at:.1f}"/>')

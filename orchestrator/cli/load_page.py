@@ -142,7 +142,12 @@ def _latencies(document: Document, name: str, label: str) -> str:
     if points and target_ms is not None and target_ms < 2.0 * max(value for _, value in points):
         ends = (min(at for at, _ in points), max(at for at, _ in points))
         curves.append(("target", RED, "2 3", [(at, target_ms) for at in ends]))
-    return timeline(label, curves)
+    return timeline(label, curves, _end_s(document))
+
+
+def _end_s(document: Document) -> float:
+    """Of the run, so that latencies by when requests came stand below what happened then."""
+    return max((at for at, _ in series(document, "open")), default=0.0)
 
 
 def _errors(document: Document) -> str:
