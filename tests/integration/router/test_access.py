@@ -20,7 +20,7 @@ from router.server import Addresses, RouterServer
 from tests.integration.router.certificates import Authority
 from tests.integration.router.fake_workers import FakeWorker, Script
 
-_KEY = "the key of alice, who is let in"
+KEY = "the key of alice, who is let in"
 
 
 @contextlib.asynccontextmanager
@@ -53,7 +53,7 @@ async def serving(
 
 def alice() -> tuple[ApiKey, ...]:
     return (
-        ApiKey("alice", hashlib.sha256(_KEY.encode()).hexdigest()),
+        ApiKey("alice", hashlib.sha256(KEY.encode()).hexdigest()),
         ApiKey("bob", hashlib.sha256(b"another").hexdigest()),
     )
 
@@ -76,7 +76,7 @@ async def test_without_a_known_key_nothing_is_served(
     caplog.set_level(logging.DEBUG)
     async with serving(model_dir, keys=alice(), socket=tmp_path / "s") as (addresses, server):
         async with grpc.aio.insecure_channel(addresses.grpc) as channel:
-            assert await tokens(channel, ("authorization", f"Bearer {_KEY}")) == 2
+            assert await tokens(channel, ("authorization", f"Bearer {KEY}")) == 2
             for metadata in ((), (("authorization", "Bearer wrong secret"),)):
                 with pytest.raises(grpc.aio.AioRpcError) as error:
                     await tokens(channel, *metadata)
@@ -85,7 +85,7 @@ async def test_without_a_known_key_nothing_is_served(
                 await admin_pb2_grpc.AdminStub(channel).GetStatus(admin_pb2.GetStatusRequest())
             assert error.value.code() is grpc.StatusCode.UNAUTHENTICATED
         async with aiohttp.ClientSession(f"http://{addresses.http}") as client:
-            body, good = {"prompt": [7], "max_tokens": 2}, {"authorization": f"Bearer {_KEY}"}
+            body, good = {"prompt": [7], "max_tokens": 2}, {"authorization": f"Bearer {KEY}"}
             async with client.post("/v1/completions", json=body, headers=good) as response:
                 assert response.status == 200
             for headers in ({}, {"authorization": "Basic abc"}, {"authorization": "Bearer no"}):
@@ -100,7 +100,7 @@ async def test_without_a_known_key_nothing_is_served(
         # Whoever may open the socket is let in, without a key.
         async with grpc.aio.insecure_channel(f"unix:{tmp_path / 's'}") as channel:
             assert await tokens(channel) == 2
-    assert _KEY not in caplog.text
+    assert KEY not in caplog.text
     assert "wrong secret" not in caplog.text
     del server
 
@@ -169,7 +169,7 @@ async def test_a_file_of_tls_that_is_not_there_is_named(model_dir: Path, tmp_pat
 async def test_a_tenant_over_its_rate_is_told_when_to_come_again(model_dir: Path) -> None:
     slow = Tenant("alice", tokens_per_s=0.001, burst_tokens=3)  # one request of 1 + 2 tokens
     async with serving(model_dir, keys=alice(), tenants=(slow,)) as (addresses, _):
-        key = ("authorization", f"Bearer {_KEY}")
+        key = ("authorization", f"Bearer {KEY}")
         async with grpc.aio.insecure_channel(addresses.grpc) as channel:
             assert await tokens(channel, key) == 2
             with pytest.raises(grpc.aio.AioRpcError) as error:
@@ -179,7 +179,7 @@ async def test_a_tenant_over_its_rate_is_told_when_to_come_again(model_dir: Path
             # Others have limits of their own.
             assert await tokens(channel, ("authorization", "Bearer another")) == 2
         async with aiohttp.ClientSession(f"http://{addresses.http}") as client:
-            body, headers = {"prompt": [7], "max_tokens": 2}, {"authorization": f"Bearer {_KEY}"}
+            body, headers = {"prompt": [7], "max_tokens": 2}, {"authorization": f"Bearer {KEY}"}
             async with client.post("/v1/completions", json=body, headers=headers) as response:
                 assert response.status == 429
                 assert int(response.headers["retry-after"]) >= 1
