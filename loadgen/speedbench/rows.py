@@ -36,7 +36,8 @@ def read_questions(path: Path, config: str = "") -> list[Question]:
     """The rows of a file, or of the files of a folder whose path has `config` in it.
 
     Raises:
-        LoadError: not readable, not of this schema, or with placeholders instead of text.
+        LoadError: not readable, not of this schema, with placeholders instead of text, or of
+            several configs.
     """
     files = _files(path, config)
     questions = [_question(file, row) for file in files for row in _rows(file)]
@@ -83,6 +84,12 @@ def _files(path: Path, config: str) -> list[Path]:
         if not found:
             raise LoadError(
                 f"--data {path}: has no parquet file" + f" of {config!r}" * bool(config)
+            )
+        configs = dict.fromkeys(file.parent.name for file in found)
+        if len(configs) > 1:
+            raise LoadError(
+                f"--data {path}: has several configs: {', '.join(configs)}",
+                f"a mean over them would say nothing; choose one: --config {next(iter(configs))}",
             )
         return found
     if not path.is_file():
