@@ -96,20 +96,21 @@ def _run(asked: LoadFlags, given: RunFlags, html: Path | None, as_json: bool) ->
     from orchestrator.cli.load_run import run_load
     from orchestrator.cli.load_terminal import live, print_report
 
-    if html is not None and not html.parent.is_dir():
-        raise UsageError(f"--html {html}: there is no folder {html.parent}")
+    if html is not None and (html.is_dir() or not html.parent.is_dir()):
+        raise UsageError(f"--html {html}: must be a file in a folder that is there")
     with live() as seen:
         document = run_load(asked, given, seen)
+    # First what cannot fail: a page that cannot be written must not cost the figures of an hour.
+    if as_json:
+        print_json(document)
+    else:
+        print_report(document)
     if html is not None:
         from orchestrator.cli.load_compare import write_page
         from orchestrator.cli.load_page import page
 
         what = "load" if asked.trace is None else asked.trace.path.name
         write_page(html, page(document, f"{what} on {given.target.target or 'this machine'}"))
-    if as_json:
-        print_json(document)
-    else:
-        print_report(document)
     if not document["finished"] and document["failed"]:
         raise UserError("no request ended well", "see the failures above")
 
