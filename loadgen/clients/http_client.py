@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import aiohttp
+from aiohttp.http_exceptions import LineTooLong
 
 from loadgen.clients import hints, http_faults
 from loadgen.clients.client import Ask, Endpoint
@@ -25,6 +26,7 @@ _FIRST_ANSWER_TIMEOUT_S = 120.0
 # Less than servers keep an idle connection (uvicorn, and so vLLM, 5 s): one that a server closes
 # just as it is used again looks like a request that failed.
 _KEEPALIVE_S = 4.0
+_BUFFER_BYTES = 2**18
 _REPORT_HEADER = "x-tandem-report"
 _REASON_HEADER = "x-tandem-reason"
 
@@ -66,7 +68,7 @@ class HttpClient:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ssl=context, keepalive_timeout=_KEEPALIVE_S),
             timeout=aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=60.0),
-            read_bufsize=2**18,
+            read_bufsize=_BUFFER_BYTES,
             headers=self._headers,
         )
         found = await self._models()
@@ -169,6 +171,8 @@ class HttpClient:
                 await self._read(response, record)
         except (aiohttp.ClientError, TimeoutError) as error:
             record.end(*http_faults.of_request(error, self._timeout_s))
+        except LineTooLong:
+            record.end("bad event", f"an event is longer than {2 * _BUFFER_BYTES} bytes")
 
     async def _read(self, response: aiohttp.ClientResponse, record: Record) -> None:
         usage_tokens: int | None = None

@@ -90,7 +90,11 @@ async def test_a_chat_carries_its_answers() -> None:
 
 @pytest.mark.parametrize(
     ("stand_in", "reason"),
-    [(StandIn(status=429), "HTTP 429"), (StandIn(breaks_off=True), "broken stream")],
+    [
+        (StandIn(status=429), "HTTP 429"),
+        (StandIn(breaks_off=True), "broken stream"),
+        (StandIn(chunks=((" word" * 2**18, 1),)), "bad event"),
+    ],
 )
 async def test_failures_are_counted_by_reason(stand_in: StandIn, reason: str) -> None:
     async with serving(stand_in) as url:
