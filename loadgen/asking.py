@@ -51,6 +51,7 @@ class Prompts:
     def __init__(self, asking: Asking) -> None:
         self.asking = asking
         self.truncated = 0  # prompts that had to be shortened
+        self.inexact = 0  # texts with some tokens more or less than wanted
 
     def first(self, session: Session) -> Prompt:
         """What a conversation begins with."""
@@ -78,12 +79,12 @@ class Prompts:
             tokens = 0 if counts is None else said.tokens + len(counts.encode(turn.text))
             return Prompt((), (*said.messages, Message("user", turn.text)), tokens)
         new = self._fitting(self._tokens(turn, session.number, place), turn, said)
-        tokens = said.tokens + len(new)
         if not chat:
-            return Prompt([*said.token_ids, *new], (), tokens)
+            return Prompt([*said.token_ids, *new], (), said.tokens + len(new))
         assert self.asking.tokenizer is not None
-        text = self.asking.tokenizer.exact_text(new)
-        return Prompt((), (*said.messages, Message("user", text)), tokens)
+        text, count = self.asking.tokenizer.text_of(new)
+        self.inexact += count != len(new)
+        return Prompt((), (*said.messages, Message("user", text)), said.tokens + count)
 
     def _tokens(self, turn: Turn, number: int, place: int) -> list[int]:
         """The new part of a turn."""

@@ -100,7 +100,8 @@ class LoadRun:
                 task.cancel()
             await asyncio.wait(aside)
         run.timeline.append(Moment(recorder.progress(), view.latest))
-        run.interrupted, run.truncated = runner.interrupted, prompts.truncated
+        run.interrupted = runner.interrupted
+        run.truncated, run.inexact = prompts.truncated, prompts.inexact
         run.loop_delays_ms = delay.delays_ms
         if not recorder.records:
             raise LoadError("no request was sent", "the load has none before --seconds ends")

@@ -42,6 +42,7 @@ class Run:
         prompts: what prompts were made of.
         gpus: that served, when known.
         truncated: prompts that had to be shortened to fit the model.
+        inexact: prompts for which no text of the wanted count was found.
         began: by the calendar, as ISO 8601 has it; the timeline is in seconds of the run.
     """
 
@@ -53,6 +54,7 @@ class Run:
     gpus: int | None = None
     interrupted: bool = False
     truncated: int = 0
+    inexact: int = 0
     timeline: list[Moment] = field(default_factory=list)
     loop_delays_ms: Sequence[float] = ()
     began: str = ""
@@ -148,6 +150,11 @@ class Run:
         told += _miscounted(finished)
         if self.truncated:
             told.append(f"{self.truncated} prompts were shortened to fit the model's length")
+        if self.inexact:
+            told.append(
+                f"{self.inexact} prompts have some tokens more or less than wanted, since no text "
+                "with that count was found; over --api completions counts are exact"
+            )
         if self.interrupted:
             told.append("the run was stopped before its end")
         return told

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _TRIES = 16
+_FILLING = " and"
 
 
 class TextTokens:
@@ -53,32 +54,31 @@ class TextTokens:
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
-    def exact_text(self, ids: Sequence[int]) -> str:
-        """A text that has as many tokens as `ids`, and nearly those.
+    def text_of(self, ids: Sequence[int]) -> tuple[str, int]:
+        """A text that has as many tokens as `ids`, and nearly those; and how many it has.
 
         A cut through a word is tokenised anew in another way, so the text is shortened, or
-        lengthened from its own beginning, until the count is right.
-
-        Raises:
-            LoadError: no text with that count was found near by.
+        lengthened from its own beginning, until the count is right. Should no text with that count
+        be near by, which no tokenizer that we know does, it is the nearest that was found.
         """
         wanted = len(ids)
-        text = self.decode(ids)
+        nearest, had = "", 0
+        for text in self._tries(self.decode(ids), wanted):
+            count = len(self.encode(text))
+            if abs(count - wanted) <= abs(had - wanted):
+                nearest, had = text, count
+            if had == wanted:
+                break
+        return nearest, had
+
+    def _tries(self, text: str, wanted: int) -> Iterator[str]:
         for _ in range(_TRIES):
+            yield text
             found = self.encode(text)
-            if len(found) == wanted:
-                return text
             if len(found) > wanted:
                 text = self.decode(found[:wanted])
             else:
-                text += " and" * (wanted - len(found))
+                text += _FILLING * (wanted - len(found))
         # Two cuts that lead to each other: shorten well before the end and fill with small words.
-        base = self.encode(text)[: max(0, wanted - _TRIES)]
-        for extra in range(2 * _TRIES):
-            text = self.decode(base) + " and" * extra
-            if len(self.encode(text)) == wanted:
-                return text
-        raise LoadError(
-            f"no text of exactly {wanted} tokens was found with this tokenizer",
-            "send tokens instead: --api completions",
-        )
+        base = self.decode(self.encode(text)[: max(0, wanted - _TRIES)])
+        yield from (base + _FILLING * extra for extra in range(2 * _TRIES))

@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loadgen.asking import Asking, Prompts
 from loadgen.errors import LoadError
 from loadgen.prompts.source import PromptSource, shipped_text
 from loadgen.prompts.tokens import TextTokens
+from loadgen.sessions import Session, Turn
 from loadgen.traces.reading import read_trace
 from loadgen.traces.request import BLOCK_TOKENS
 
@@ -122,8 +124,31 @@ def test_names_that_end_before_the_prompt_leave_the_rest_to_its_number() -> None
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 400))
 def test_a_text_of_exactly_the_wanted_tokens_is_found(number: int, wanted: int) -> None:
-    text = tokens().exact_text(source().fresh(number, wanted))
-    assert len(tokens().encode(text)) == wanted
+    text, count = tokens().text_of(source().fresh(number, wanted))
+    assert len(tokens().encode(text)) == count == wanted
+
+
+class _EvenTokens(TextTokens):
+    """No text has an odd number of tokens."""
+
+    def __init__(self) -> None:
+        pass
+
+    def encode(self, text: str) -> list[int]:
+        return [7] * (2 * len(text))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "a" * (len(ids) // 2)
+
+
+def test_without_a_text_of_that_count_the_nearest_is_sent_and_told_about() -> None:
+    text, count = _EvenTokens().text_of([7] * 101)
+    assert (len(text), count) in ((50, 100), (51, 102))
+    asking = Asking(PromptSource([7] * 1000, 8), "messages", _EvenTokens())
+    prompts = Prompts(asking)
+    for number in range(3):
+        prompts.first(Session(number, 0.0, (Turn(101 + number, 5),)))
+    assert prompts.inexact == 2
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
