@@ -7,6 +7,7 @@ differs between a client and a server is in `client_side` and `server_side`.
 
 from __future__ import annotations
 
+import abc
 import logging
 import struct
 from collections import deque
@@ -95,7 +96,7 @@ class Stream:
     trailers: bytes | None = None  # to follow what waits
 
 
-class Connection:
+class Connection(abc.ABC):
     """One connection; `out` is what is to be written, taken by its owner."""
 
     def __init__(
@@ -330,9 +331,9 @@ class Connection:
             self._known_blocks[block] = headers
         return headers
 
+    @abc.abstractmethod
     def _take_headers(self, stream_id: int, headers: Headers, ended: bool) -> None:
         """Headers are whole: each side has its own way with them."""
-        raise NotImplementedError
 
     def _take_data(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id == 0 or stream_id > self._last_stream_id:
