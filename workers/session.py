@@ -27,6 +27,7 @@ from workers.engine.events import Ended, PrefillDone, Reserved, StateArrived, St
 from workers.engine.load import Load
 from workers.shares import Grant
 from workers.state.prefix_cache import CacheChanges
+from workers.token_columns import TokenColumns
 
 SessionEvent = Reserved | PrefillDone | StateArrived | Ended | Stayed
 
@@ -80,6 +81,7 @@ class RouterSession:
         self._key_of: dict[int, int] = {}
         self._handle_of: dict[int, int] = {}
         self._pending = worker_pb2.SessionEvents(welcome=worker_pb2.Welcome(worker_id=worker_id))
+        self._tokens = TokenColumns()
         self._cache = CacheFeed(CacheMirror() if cache is None else cache)
         self._work_seen = 0
         self._granted: tuple[Grant, int] | None = None
@@ -184,23 +186,8 @@ class RouterSession:
         self._has_pending.set()
 
     def add_tokens(self, row: TokenRow) -> None:
-        batch = self._pending.tokens
-        before = len(batch.token_ids)
-        batch.handles.append(self._handle_of[row.key])
-        batch.first_indexes.append(row.first_index)
-        batch.counts.append(len(row.chosen))
-        batch.token_ids.extend(choice.token_id for choice in row.chosen)
-        # Columns are all or nothing: tokens before the first that asked get zeros.
-        if batch.logprobs or any(choice.logprob is not None for choice in row.chosen):
-            batch.logprobs.extend([0.0] * (before - len(batch.logprobs)))
-            batch.logprobs.extend(choice.logprob or 0.0 for choice in row.chosen)
-        if batch.top_counts or any(choice.top for choice in row.chosen):
-            batch.top_counts.extend([0] * (before - len(batch.top_counts)))
-            for choice in row.chosen:
-                batch.top_counts.append(len(choice.top))
-                for token_id, logprob in choice.top:
-                    batch.top_token_ids.append(token_id)
-                    batch.top_logprobs.append(logprob)
+        """Append the new tokens of one request."""
+        self._tokens.add(self._handle_of[row.key], row)
         self._has_pending.set()
 
     def add(self, event: SessionEvent) -> None:
@@ -238,6 +225,9 @@ class RouterSession:
         await self._has_pending.wait()
         self._has_pending.clear()
         message, self._pending = self._pending, worker_pb2.SessionEvents()
+        if self._tokens:
+            message.tokens.CopyFrom(self._tokens.batch())
+            self._tokens = TokenColumns()
         cache = self._cache.take()
         if cache is not None:
             message.cache.CopyFrom(cache)

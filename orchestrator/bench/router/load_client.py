@@ -7,171 +7,244 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import random
 import sys
 import time
 from array import array
+from collections.abc import Callable
 
-import grpc
 import uvloop
 from pydantic import BaseModel, TypeAdapter
 
+from orchestrator.bench.router.connection import Answer, Connection
 from orchestrator.bench.router.messages import Hold, Load, Sample, Window
 from protos.tandem.v1 import inference_pb2
-from protos.tandem.v1.inference_pb2_grpc import InferenceStub
 from workers.engine.commands import Sampling
 from workers.engine.simulated.text import expected_answer
 
-_CHANNELS = 4
+_CONNECTIONS = 4
 _CHECK_EVERY = 50
-_PATIENCE_S = 120.0  # an answer that takes longer has been lost
-_OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0))
+_PATIENCE_S = 120  # an answer that takes longer has been lost
+_METHOD = f"/{inference_pb2.DESCRIPTOR.services_by_name['Inference'].full_name}/Generate"
 
 
-class _Target(BaseModel):
+class Target(BaseModel):
     address: str
     vocab_size: int
+
+
+class _Counts:
+    """What came back since it was made."""
+
+    def __init__(self) -> None:
+        self.sent = self.finished = self.failed = self.wrong = self.checked = 0
+        self.tokens = self.messages = 0
+        self.first_error = ""
+        self.ttft_ms = array("d")
+
+
+class _Asked:
+    """One request under way; its connection tells it what comes."""
+
+    __slots__ = ("_began_s", "_client", "_ended", "_expected", "_ids", "_measured")
+
+    def __init__(
+        self, client: LoadClient, expected: list[int] | None, ended: Callable[[], None]
+    ) -> None:
+        """`expected` is the answer that it must get, if it is to be checked."""
+        self._client = client
+        self._expected = expected
+        self._ended = ended
+        self._measured = client.measuring
+        self._ids: list[int] = []
+        self._began_s: float | None = time.monotonic()
+
+    def message(self, data: bytes) -> None:
+        client = self._client
+        token_ids = inference_pb2.GenerateResponse.FromString(data).delta.token_ids
+        if self._began_s is not None:
+            if self._measured:
+                client.counts.ttft_ms.append((time.monotonic() - self._began_s) * 1e3)
+            self._began_s = None
+        if client.measuring:
+            client.counts.messages += 1
+            client.counts.tokens += len(token_ids)
+        if self._expected is not None:
+            self._ids.extend(token_ids)
+
+    def ended(self, problem: str) -> None:
+        counts = self._client.counts
+        if problem:
+            counts.failed += 1
+            counts.first_error = counts.first_error or problem
+        else:
+            counts.finished += self._client.measuring
+            if self._expected is not None:
+                counts.checked += 1
+                counts.wrong += self._ids != self._expected
+        self._ended()
+
+
+class _Held:
+    """All requests that are to stay open: told of the first token of each, the only one to come."""
+
+    def __init__(self, requests: int) -> None:
+        self._left = requests
+        self.problem = ""
+        self.settled = asyncio.Event()
+
+    def message(self, data: bytes) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self.settled.set()
+
+    def ended(self, problem: str) -> None:
+        self.problem = problem or "it has its answer"
+        self.settled.set()
 
 
 class LoadClient:
     """Sends requests to one router address over a few connections."""
 
-    def __init__(self, target: _Target) -> None:
-        self._vocab_size = target.vocab_size
-        self._channels = [
-            grpc.aio.insecure_channel(target.address, _OPTIONS) for _ in range(_CHANNELS)
-        ]
-        self._stubs = [InferenceStub(channel) for channel in self._channels]
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._connections: list[Connection] = []
         self._number = 0
-        self._measuring = False
-        self._reset()
+        self._open = 0
+        self._all_ended = asyncio.Event()
+        self.measuring = False
+        self.counts = _Counts()
 
-    def _reset(self) -> None:
-        self._sent = self._finished = self._failed = self._wrong = self._checked = 0
-        self._tokens = self._messages = 0
-        self._first_error = ""
-        self._ttft_ms = array("d")
+    async def connect(self) -> None:
+        """Open the connections. Raises OSError."""
+        loop, address = asyncio.get_running_loop(), self._target.address
+        host, _, port = address.rpartition(":")
+        for _ in range(_CONNECTIONS):
+            connection = Connection(_METHOD, address, _PATIENCE_S)
+            await loop.create_connection(lambda made=connection: made, host.strip("[]"), int(port))
+            await connection.ready.wait()
+            self._connections.append(connection)
 
-    async def close(self) -> None:
-        for channel in self._channels:
-            await channel.close(None)
+    def close(self) -> None:
+        for connection in self._connections:
+            connection.close()
 
-    def _request(self, prompt_tokens: int, output_tokens: int) -> inference_pb2.GenerateRequest:
+    def _prompt(self, tokens: int) -> list[int]:
+        """The next prompt: no two are alike."""
         self._number += 1
-        first = self._number * 7919
-        prompt = [(first + n) % self._vocab_size for n in range(prompt_tokens)]
-        return inference_pb2.GenerateRequest(
+        first, vocab_size = self._number * 7919, self._target.vocab_size
+        return [(first + n) % vocab_size for n in range(tokens)]
+
+    def _call(self, prompt: list[int], output_tokens: int, answer: Answer) -> Callable[[], None]:
+        """Send a request; returns what breaks it off."""
+        request = inference_pb2.GenerateRequest(
             token_ids=inference_pb2.TokenIds(ids=prompt),
             sampling=inference_pb2.ClientSampling(
                 max_tokens=output_tokens, temperature=0.0, ignore_eos=True
             ),
         )
+        connection = self._connections[self._number % _CONNECTIONS]
+        number = connection.call(request.SerializeToString(), answer)
+        return functools.partial(connection.cancel, number)
 
-    async def _one(self, prompt_tokens: int, output_tokens: int) -> None:
-        request = self._request(prompt_tokens, output_tokens)
-        number = self._number
-        checked = number % _CHECK_EVERY == 0
-        ids: list[int] = []
-        stub = self._stubs[number % _CHANNELS]
-        measured = self._measuring
-        self._sent += measured
-        began_s = time.monotonic()
-        first = True
-        try:
-            async for response in stub.Generate(request, timeout=_PATIENCE_S):
-                if first:
-                    first = False
-                    if measured:
-                        self._ttft_ms.append((time.monotonic() - began_s) * 1e3)
-                if self._measuring:
-                    self._messages += 1
-                    self._tokens += len(response.delta.token_ids)
-                if checked:
-                    ids.extend(response.delta.token_ids)
-        except grpc.aio.AioRpcError as error:
-            self._failed += 1
-            self._first_error = self._first_error or f"{error.code().name}: {error.details()}"
-            return
-        if self._measuring:
-            self._finished += 1
-        if checked:
-            self._checked += 1
-            sampling = Sampling(output_tokens)
-            prompt = list(request.token_ids.ids)
-            self._wrong += ids != expected_answer(prompt, sampling, self._vocab_size, output_tokens)
+    def _ask(self, load: Load, ended: Callable[[], None]) -> None:
+        """Send the next request of a load; `ended` is called at its end."""
+        self._open += 1
+        self.counts.sent += self.measuring
+        prompt, tokens = self._prompt(load.prompt_tokens), load.output_tokens
+        expected = None
+        if self._number % _CHECK_EVERY == 0:
+            vocab_size = self._target.vocab_size
+            expected = expected_answer(prompt, Sampling(tokens), vocab_size, tokens)
+        self._call(prompt, tokens, _Asked(self, expected, ended))
 
     async def load(self, load: Load) -> Sample:
         """Run a load; says `Window` on the way."""
-        self._reset()
+        self.counts = _Counts()
+        self._all_ended.clear()
         stop = asyncio.Event()
-        tasks: set[asyncio.Task[None]] = set()
+        last = self._number + load.requests if load.requests is not None else sys.maxsize
 
-        def start(work: asyncio.Task[None]) -> None:
-            tasks.add(work)
-            work.add_done_callback(tasks.discard)
+        def more() -> bool:
+            return not stop.is_set() and self._number < last
 
-        async def again() -> None:
-            while not stop.is_set() and (load.requests is None or self._number < last):
-                await self._one(load.prompt_tokens, load.output_tokens)
+        def ended() -> None:
+            self._open -= 1
+            if self._open == 0:
+                self._all_ended.set()
+
+        def ended_and_again() -> None:
+            if more():
+                self._ask(load, ended_and_again)
+            ended()
 
         async def arrivals(rate: float) -> None:
             rng, due_s = random.Random(load.seed), time.monotonic()
-            while not stop.is_set() and (load.requests is None or self._number < last):
+            while more():
                 due_s += rng.expovariate(rate)
                 if (wait_s := due_s - time.monotonic()) > 0:
                     await asyncio.sleep(wait_s)
-                start(asyncio.create_task(self._one(load.prompt_tokens, load.output_tokens)))
+                self._ask(load, ended)
 
-        last = self._number + (load.requests or 0)
+        arriving = None
         if load.requests_per_s is not None:
-            start(asyncio.create_task(arrivals(load.requests_per_s)))
+            arriving = asyncio.create_task(arrivals(load.requests_per_s))
         for _ in range(load.concurrency or 0):
-            start(asyncio.create_task(again()))
+            if more():
+                self._ask(load, ended_and_again)
         if load.requests is None:
             await asyncio.sleep(load.warm_s)
-        self._measuring = True
+        self.measuring = True
         _say(Window())
         began_s, began_cpu_s = time.monotonic(), time.process_time()
         if load.requests is None:
             await asyncio.sleep(load.measure_s)
         else:
-            while tasks:
-                await asyncio.wait(tasks)
-        window_s, cpu_s = time.monotonic() - began_s, time.process_time() - began_cpu_s
-        self._measuring = False
-        sample = Sample(
-            window_s=window_s,
-            sent=self._sent,
-            finished=self._finished,
-            failed=self._failed,
-            wrong=self._wrong,
-            checked=self._checked,
-            tokens=self._tokens,
-            messages=self._messages,
-            ttft_ms=_quantiles(self._ttft_ms),
-            client_cpu_s=cpu_s,
-            first_error=self._first_error,
-        )
+            await self._none_open(arriving)
+        sample = self._sample(time.monotonic() - began_s, time.process_time() - began_cpu_s)
+        self.measuring = False
         stop.set()
-        while tasks:
-            await asyncio.wait(tasks)
+        await self._none_open(arriving)
         return sample
+
+    async def _none_open(self, arriving: asyncio.Task[None] | None) -> None:
+        if arriving is not None:
+            await arriving
+        while self._open:
+            self._all_ended.clear()
+            await self._all_ended.wait()
+
+    def _sample(self, window_s: float, cpu_s: float) -> Sample:
+        counts = self.counts
+        return Sample(
+            window_s=window_s,
+            sent=counts.sent,
+            finished=counts.finished,
+            failed=counts.failed,
+            wrong=counts.wrong,
+            checked=counts.checked,
+            tokens=counts.tokens,
+            messages=counts.messages,
+            ttft_ms=_quantiles(counts.ttft_ms),
+            client_cpu_s=cpu_s,
+            first_error=counts.first_error,
+        )
 
     async def hold(self, hold: Hold, until: asyncio.Event) -> None:
         """Keep requests open until `until` is set."""
-        calls = []
-        for number in range(hold.open_requests):
-            call = self._stubs[number % _CHANNELS].Generate(
-                self._request(hold.prompt_tokens, hold.output_tokens)
-            )
-            calls.append(call)
-        for call in calls:
-            if not isinstance(await call.read(), inference_pb2.GenerateResponse):
-                raise RuntimeError(f"a request ended at once: {await call.details()}")
+        held = _Held(hold.open_requests)
+        cancels = [
+            self._call(self._prompt(hold.prompt_tokens), hold.output_tokens, held)
+            for _ in range(hold.open_requests)
+        ]
+        await held.settled.wait()
+        if held.problem:
+            raise RuntimeError(f"a request ended at once: {held.problem}")
         _say(Window())
         await until.wait()
-        for call in calls:
-            call.cancel()
+        for cancel in cancels:
+            cancel()
 
 
 def _quantiles(values: array[float]) -> list[float]:
@@ -190,7 +263,8 @@ async def _serve() -> None:
     lines = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     orders: TypeAdapter[Load | Hold] = TypeAdapter(Load | Hold)
-    client = LoadClient(_Target.model_validate_json(await lines.readline()))
+    client = LoadClient(Target.model_validate_json(await lines.readline()))
+    await client.connect()
     with contextlib.suppress(asyncio.IncompleteReadError):
         while line := await lines.readline():
             order = orders.validate_json(line)
@@ -203,7 +277,7 @@ async def _serve() -> None:
                 await asyncio.wait({released, holding}, return_when=asyncio.FIRST_COMPLETED)
                 until.set()
                 await holding
-    await client.close()
+    client.close()
 
 
 if __name__ == "__main__":

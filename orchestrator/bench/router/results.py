@@ -27,6 +27,7 @@ def document(
             "output_tokens": settings.output_tokens,
             "step_ms": settings.step_ms,
             "concurrency": settings.concurrency,
+            "routers_have_cores_of_their_own": found.own_cores,
         },
         "phases": {name: _phase(phase) for name, phase in _named(found).items()},
         "memory": {
@@ -90,6 +91,7 @@ def _phase(phase: Phase) -> dict[str, object]:
         "added_ms": [_rounded(value) for value in phase.added_ms],
         **{name: [_rounded(v) for v in values] for name, values in phase.times_ms.items()},
         "client_ttft_ms": [_rounded(value) for value in sample.ttft_ms],
+        "worker_cores": round(phase.worker_cores, 3),
         "client_cores": round(sample.client_cpu_s / sample.window_s, 3),
         "others_cores": round(phase.others_cores, 3),
         "failed": sample.failed,

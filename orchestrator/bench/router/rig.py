@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -62,6 +63,7 @@ class Rig:
     routers: Routers
     workers: tuple[Child, ...]
     http: str
+    own_cores: bool  # each router has a core, and everybody else the others
 
     def router_reading(self) -> ProcessReading:
         """Processor time and memory of all routers together."""
@@ -71,10 +73,14 @@ class Rig:
             sum(reading.rss_bytes for reading in readings),
         )
 
+    def worker_cpu_s(self) -> float:
+        """Processor time of all workers together."""
+        return sum(read_process(worker.pid).cpu_s for worker in self.workers)
+
     def own_cpu_s(self) -> float:
         """Processor time of every process of the rig."""
-        pids = [self.client.pid, *self.routers.pids, *(worker.pid for worker in self.workers)]
-        return sum(read_process(pid).cpu_s for pid in pids)
+        client_s = read_process(self.client.pid).cpu_s
+        return client_s + self.router_reading().cpu_s + self.worker_cpu_s()
 
 
 @contextlib.contextmanager
@@ -127,7 +133,32 @@ def running_rig(settings: RouterBenchSettings, times: LinearTimes) -> Iterator[R
             folder / "client.log",
         )
         stack.callback(client.stop)
-        yield Rig(client, routers, tuple(workers), endpoints.http)
+        own_cores = _give_cores(routers.pids, [client.pid, *(worker.pid for worker in workers)])
+        yield Rig(client, routers, tuple(workers), endpoints.http, own_cores)
+
+
+def _give_cores(routers: Collection[int], others: Collection[int]) -> bool:
+    """Give each router a core of its own and everybody else the others, where there are enough;
+    whether it was done.
+
+    A router that shares its core waits for whoever has it, up to a tick of the kernel each time,
+    and what is then measured is the load client.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) <= len(routers):
+        return False
+    for pid, core in zip(routers, cores, strict=False):
+        _bind(pid, {core})
+    for pid in others:
+        _bind(pid, set(cores[len(routers) :]))
+    return True
+
+
+def _bind(pid: int, cores: Collection[int]) -> None:
+    """Have all threads of a process run on these cores; those to come inherit it."""
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            os.sched_setaffinity(int(thread), cores)
 
 
 # A prompt's step: short, so that what is seen of a first token is the router's.

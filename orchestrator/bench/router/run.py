@@ -36,6 +36,7 @@ class Phase:
 
     sample: Sample
     router_cpu_s: float
+    worker_cpu_s: float
     others_cores: float  # of the machine, used by processes that are not the bench's
     times_ms: dict[str, list[float | None]]
     longest_hold_ms: float  # to the bound of a bucket, of which 25 ms is one; 0: none was held
@@ -52,6 +53,10 @@ class Phase:
     @property
     def router_cores(self) -> float:
         return self.router_cpu_s / self.sample.window_s
+
+    @property
+    def worker_cores(self) -> float:
+        return self.worker_cpu_s / self.sample.window_s
 
     @property
     def tokens_per_core_s(self) -> float:
@@ -116,6 +121,7 @@ class Findings:
     loaded: Phase
     latency: Phase
     memory: Memory
+    own_cores: bool  # the routers had cores of their own
 
 
 def run_router_bench(settings: RouterBenchSettings, report: Report) -> Findings:
@@ -151,20 +157,22 @@ def run_router_bench(settings: RouterBenchSettings, report: Report) -> Findings:
             latency = _phase(rig, load.model_copy(update={"requests_per_s": settings.rate_rps}))
         report(f"memory over {settings.memory_requests} requests")
         slope, between = _memory_slope(rig, settings, report)
+        own_cores = rig.own_cores
     report(f"memory of {settings.open_requests} open requests")
     with running_rig(settings, replace(times, step_ms=_NEVER_MS)) as rig:
         idle, held = _memory_open(rig, settings)
     memory = Memory(idle, held, settings.open_requests, slope, settings.memory_requests, between)
-    return Findings(low, saturation, long_answers, loaded, latency, memory)
+    return Findings(low, saturation, long_answers, loaded, latency, memory, own_cores)
 
 
 def _phase(rig: Rig, load: Load) -> Phase:
     rig.client.ask(load)
     rig.client.window()
     before, cpu_s = scrape(rig.http), rig.router_reading().cpu_s
+    worker_s = rig.worker_cpu_s()
     busy_s, own_s, began_s = machine_busy_s(), rig.own_cpu_s(), time.monotonic()
     sample = rig.client.sample()
-    used_s = rig.router_reading().cpu_s - cpu_s
+    used_s, worker_s = rig.router_reading().cpu_s - cpu_s, rig.worker_cpu_s() - worker_s
     elapsed_s = time.monotonic() - began_s
     others_s = machine_busy_s() - busy_s - (rig.own_cpu_s() - own_s)
     after = scrape(rig.http)
@@ -178,7 +186,7 @@ def _phase(rig: Rig, load: Load) -> Phase:
     hold = _HISTOGRAMS["hold_ms"]
     longest_ms = quantile_ms(before.get(hold, {}), after.get(hold, {}), 1.0) or 0.0
     others_cores = max(0.0, others_s / elapsed_s)
-    return Phase(sample, used_s, others_cores, times_ms, longest_ms, load.requests_per_s)
+    return Phase(sample, used_s, worker_s, others_cores, times_ms, longest_ms, load.requests_per_s)
 
 
 def _memory_slope(rig: Rig, settings: RouterBenchSettings, report: Report) -> tuple[float, int]:

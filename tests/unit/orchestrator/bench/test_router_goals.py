@@ -29,7 +29,7 @@ _TIMES = {
     "loop_delay_ms": [0.0, 1.0, 2.0],
     "hold_ms": [10.0, 20.0, 22.0],
 }
-_PHASE = Phase(_SAMPLE, 1.0, 0.0, {k: list(v) for k, v in _TIMES.items()}, 25.0, 500.0)
+_PHASE = Phase(_SAMPLE, 1.0, 0.5, 0.0, {k: list(v) for k, v in _TIMES.items()}, 25.0, 500.0)
 _FOUND = Findings(
     low=replace(_PHASE, longest_hold_ms=0.0),
     saturation=_PHASE,
@@ -37,6 +37,7 @@ _FOUND = Findings(
     loaded=_PHASE,
     latency=_PHASE,
     memory=Memory(100 << 20, 300 << 20, 10_000, 1.0, 1_000_000, 750_000),
+    own_cores=True,
 )
 
 
