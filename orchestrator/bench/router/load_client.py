@@ -118,13 +118,17 @@ class LoadClient:
 
     async def connect(self) -> None:
         """Open the connections. Raises OSError."""
-        loop, address = asyncio.get_running_loop(), self._target.address
-        host, _, port = address.rpartition(":")
         for _ in range(_CONNECTIONS):
-            connection = Connection(_METHOD, address, _PATIENCE_S)
-            await loop.create_connection(lambda made=connection: made, host.strip("[]"), int(port))
-            await connection.ready.wait()
-            self._connections.append(connection)
+            self._connections.append(await self._connection())
+
+    async def _connection(self) -> Connection:
+        address = self._target.address
+        host, _, port = address.rpartition(":")
+        connection = Connection(_METHOD, address, _PATIENCE_S)
+        loop = asyncio.get_running_loop()
+        await loop.create_connection(lambda: connection, host.strip("[]"), int(port))
+        await connection.ready.wait()
+        return connection
 
     def close(self) -> None:
         for connection in self._connections:

@@ -156,9 +156,9 @@ def _give_cores(routers: Collection[int], others: Collection[int]) -> bool:
 
 def _bind(pid: int, cores: Collection[int]) -> None:
     """Have all threads of a process run on these cores; those to come inherit it."""
-    for thread in os.listdir(f"/proc/{pid}/task"):
+    for thread in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
-            os.sched_setaffinity(int(thread), cores)
+            os.sched_setaffinity(int(thread.name), cores)
 
 
 # A prompt's step: short, so that what is seen of a first token is the router's.
