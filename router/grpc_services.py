@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-import time
 from collections.abc import AsyncGenerator
 from typing import TypeAlias, TypeVar, cast
 
@@ -72,10 +71,12 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         async with telling(context):
             metadata = texts_of(context)
             tenant = self._access.tenant(metadata.get("authorization"), context.peer())
-            client = client_request(request, metadata.get("traceparent", ""), tenant)
+            call = cast("Call", context)
+            client = client_request(
+                request, metadata.get("traceparent", ""), tenant, call.received_s
+            )
             with_top = bool(client.top_logprobs)
             answer = self._dispatcher.begin(await self._dispatcher.prepare(client))
-            call = cast("Call", context)
             try:
                 finished = await answer.pour(
                     lambda delta: call.send(_delta_bytes(delta, with_top)), call.room
@@ -142,7 +143,10 @@ def _finished(item: Finished) -> inference_pb2.GenerateResponse:
 
 
 def client_request(
-    message: inference_pb2.GenerateRequest, traceparent: str, tenant: str = ""
+    message: inference_pb2.GenerateRequest,
+    traceparent: str,
+    tenant: str = "",
+    received_s: float | None = None,
 ) -> ClientRequest:
     """What a gRPC client asks for, in the router's terms."""
     sampling = message.sampling
@@ -175,7 +179,7 @@ def client_request(
         priority_class=message.priority_class,
         traceparent=traceparent,
         tenant=tenant,
-        received_s=time.monotonic(),
+        received_s=received_s,
     )
 
 

@@ -45,7 +45,7 @@ class RouterMetrics:
             sorted((*TIME_BUCKETS_S, PROMISED_HOLD_S)),
         )
         self.loop_delay = Histogram(
-            "tandem_loop_delay_seconds", "How late the event loop's timers came."
+            "tandem_loop_delay_seconds", "How long what was ready waited for the event loop."
         )
 
     def took(self, received_s: float | None, now_s: float) -> None:

@@ -56,6 +56,9 @@ class Wire(Protocol):
 
     def send_trailers(self, stream_id: int, block: bytes) -> None: ...
 
+    def ready(self, call: Call) -> None:
+        """The request is there: `run` is to be called, soon."""
+
     def call_ended(self, stream_id: int) -> None: ...
 
 
@@ -64,7 +67,10 @@ class TooLarge(Exception):
 
 
 class Call:
-    """One call. Created when its headers are there; `start` runs its handler."""
+    """One call. Created when its headers are there; its handler runs when a message is, too.
+
+    `received_s` is when that was, on the monotonic clock.
+    """
 
     def __init__(
         self,
@@ -82,6 +88,8 @@ class Call:
         self._body = bytearray()
         self._requests: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
+        self._ready = False
+        self.received_s = 0.0
         self._headers_sent = False
         self._ended = False
         self._room: asyncio.Future[None] | None = None
@@ -117,7 +125,7 @@ class Call:
                 message = bytes(body[_PREFIX.size : end])
                 del body[:end]
                 if self._requests.qsize() >= _MOST_WAITING or (
-                    self._task is not None and not self._handler.request_streaming
+                    self._ready and not self._handler.request_streaming
                 ):
                     raise TooLarge("more messages came than the method takes")
                 self._requests.put_nowait(self._plain(message) if compressed else message)
@@ -228,7 +236,14 @@ class Call:
     # The handler's run.
 
     def _start(self) -> None:
-        if self._task is None and not self._ended:
+        if not self._ready and not self._ended:
+            self._ready = True
+            self.received_s = time.monotonic()
+            self._wire.ready(self)
+
+    def run(self) -> None:
+        """Begin with the handler, unless the call has ended while it waited."""
+        if not self._ended:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:

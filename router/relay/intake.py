@@ -21,6 +21,7 @@ from router.core.events import (
     TokensArrived,
     WorkerLost,
 )
+from router.relay.alarm import Alarm
 from router.relay.pacing import SAMPLE_S, Pacer
 from router.relay.wheel import SLOTS, TICK_S, TokenWheel, slots_due
 from router.router_metrics import RouterMetrics
@@ -37,7 +38,7 @@ class Intake:
         self._wheels: dict[str, TokenWheel] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._turned_s = 0.0  # when slots were let out last
-        self._sampling: asyncio.TimerHandle | None = None  # only while tokens come
+        self._alarm: Alarm | None = None  # set while tokens come
 
     @property
     def load(self) -> float:
@@ -73,19 +74,21 @@ class Intake:
 
     def close(self) -> None:
         """Let nothing out any more."""
-        for timer in (self._timer, self._sampling):
-            if timer is not None:
-                timer.cancel()
-        self._timer = self._sampling = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._alarm is not None:
+            self._alarm.close()
+            self._alarm = None
         self._wheels.clear()
 
     def _take_tokens(self, event: TokensArrived) -> None:
         now_s = time.monotonic()
         pacer = self._pacer
-        if self._sampling is None:
-            self._sampling = asyncio.get_running_loop().call_later(
-                SAMPLE_S, self._sample, now_s + SAMPLE_S
-            )
+        if self._alarm is None:
+            self._alarm = Alarm(self._sample)
+        if not self._alarm.is_set:
+            self._alarm.set(now_s + SAMPLE_S)
         wheel = self._wheels.get(event.worker_id)
         if wheel is None:
             wheel = self._wheels[event.worker_id] = TokenWheel(event.worker_id)
@@ -97,13 +100,10 @@ class Intake:
             self._turned_s = now_s
             self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
-    def _sample(self, due_s: float) -> None:
-        """Look at the load; what a timer is late by, everything else on the loop is, too."""
-        self._sampling = None
-        now_s = time.monotonic()
-        late_s = max(0.0, now_s - due_s)
+    def _sample(self, late_s: float) -> None:
+        """Look at the load; what the alarm is late by, everything else on the loop is, too."""
         self._metrics.loop_delay.observe(late_s)
-        self._pacer.sample(now_s, time.process_time(), late_s)
+        self._pacer.sample(time.monotonic(), time.process_time(), late_s)
 
     def _tick(self) -> None:
         self._timer = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 # The load at which tokens begin to wait, and the one at which they wait longest.
 _FREE_LOAD = 0.5
-_FULL_LOAD = 0.8
+_FULL_LOAD = 0.7
 PROMISED_HOLD_S = 0.025
 # The difference is for timers, which come up to a millisecond late, and for what stands before them
 # on the loop.

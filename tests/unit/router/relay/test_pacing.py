@@ -7,9 +7,7 @@ import pytest
 from router.relay.pacing import LONGEST_HOLD_S, SAMPLE_S, Pacer, hold_for
 
 
-@pytest.mark.parametrize(
-    ("load", "hold_ms"), [(0.0, 0), (0.5, 0), (0.65, 10), (0.8, 20), (1.3, 20)]
-)
+@pytest.mark.parametrize(("load", "hold_ms"), [(0.0, 0), (0.5, 0), (0.6, 10), (0.7, 20), (1.3, 20)])
 def test_the_wait_grows_from_half_load_on(load: float, hold_ms: float) -> None:
     assert hold_for(load) * 1e3 == pytest.approx(hold_ms)
     assert hold_for(load) <= LONGEST_HOLD_S < 0.025
