@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 
 from protos.tandem.v1 import worker_pb2
 from router.core.events import Event, WorkerJoined, WorkerLost
@@ -27,6 +29,9 @@ _WELCOME_TIMEOUT_S = 10.0
 # requests alone is no reason: credits bound it.
 _QUEUED_COMMANDS = 1024
 _READING_PATIENCE_S = 5.0
+# What is done with events in one turn of the loop: a step that ends many requests would hold up the
+# tokens of all others, and new requests.
+_TURN_S = 0.002
 _METHOD = f"/{worker_pb2.DESCRIPTOR.services_by_name['Worker'].full_name}/Session"
 
 
@@ -40,6 +45,8 @@ class Session:
         self._emit = emit
         self._call: BidiCall | None = None
         self._task: asyncio.Task[None] | None = None
+        self._events: deque[Iterator[Event]] = deque()  # that came and were not passed on yet
+        self._going_on: asyncio.Handle | None = None
         self.connected = asyncio.Event()
 
     def start(self) -> None:
@@ -82,6 +89,7 @@ class Session:
                     wait_s = _FIRST_RETRY_S
                     self.connected.clear()
                     _LOG.warning("worker %s: %s", worker_id, detail)
+                    self._pass_all_on()
                     self._emit(WorkerLost(worker_id, detail))
             await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
             wait_s = min(2.0 * wait_s, _LONGEST_RETRY_S)
@@ -121,8 +129,45 @@ class Session:
         message = worker_pb2.SessionEvents.FromString(data)
         if not self.connected.is_set():
             self._welcome(message)
-        for event in events_of(self.record.worker_id, message):
-            self._emit(event)
+        self._events.append(events_of(self.record.worker_id, message))
+        if self._going_on is None:
+            self._pass_on(time.monotonic() + _TURN_S)
+
+    def _pass_on(self, until_s: float) -> None:
+        """Pass events on until then; the rest in later turns of the loop, and meanwhile the worker
+        is not read: what it has to say then comes in fewer messages."""
+        try:
+            while self._events:
+                for event in self._events[0]:
+                    self._emit(event)
+                    if time.monotonic() > until_s:
+                        self._going_on = asyncio.get_running_loop().call_soon(self._go_on)
+                        return
+                self._events.popleft()
+        except Exception:
+            self._events.clear()  # as the call ends with it
+            raise
+        finally:
+            if self._call is not None:
+                self._call.read(self._going_on is None)
+
+    def _go_on(self) -> None:
+        self._going_on = None
+        try:
+            self._pass_on(time.monotonic() + _TURN_S)
+        except Exception as error:  # noqa: BLE001 - whoever waits for the end of the call gets it
+            if self._call is not None:
+                self._call.end(error)
+
+    def _pass_all_on(self) -> None:
+        """The session is over: what it said before still counts, and comes before its loss."""
+        if self._going_on is not None:
+            self._going_on.cancel()
+            self._going_on = None
+        try:
+            self._pass_on(math.inf)
+        except Exception:  # noqa: BLE001 - the session is lost as it is
+            _LOG.exception("worker %s: what it said last was not taken", self.record.worker_id)
 
     def _welcome(self, message: worker_pb2.SessionEvents) -> None:
         record = self.record

@@ -48,6 +48,7 @@ class BidiCall(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._flushing = False
         self._paused = False
+        self._reading = True
         self._unsent = 0
         self._went_away = ""
         self.progress_s = time.monotonic()
@@ -88,6 +89,17 @@ class BidiCall(asyncio.Protocol):
                 self.progress_s = time.monotonic()
             self._unsent += 1
         self._schedule()
+
+    def read(self, more: bool) -> None:
+        """Whether more is to be read now; what is not, the peer keeps."""
+        transport = self._transport
+        if transport is None or transport.is_closing() or more is self._reading:
+            return
+        self._reading = more
+        if more:
+            transport.resume_reading()
+        else:
+            transport.pause_reading()
 
     def end(self, reason: Exception) -> None:
         """Break the call off, if it has not ended; `wait_ended` raises the reason."""
