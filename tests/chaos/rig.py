@@ -114,6 +114,7 @@ class Rig:
         self.routers: list[Router] = []
         self._proxies: dict[str, Proxy] = {}
         self._numbers = 0
+        self._closing = False
         self._mirror = asyncio.create_task(self._pass_on())
 
     async def start_worker(self, role: Role) -> Worker:
@@ -163,6 +164,8 @@ class Rig:
         await asyncio.to_thread(self.store.restart)
 
     async def close(self) -> None:
+        # Said as well, because a cancel that meets an answer of the store's client may be lost.
+        self._closing = True
         self._mirror.cancel()
         await asyncio.wait([self._mirror])
         for router in self.routers:
@@ -176,7 +179,7 @@ class Rig:
         await asyncio.to_thread(self.store.stop)
 
     async def _pass_on(self) -> None:
-        while True:
+        while not self._closing:
             with contextlib.suppress(RedisError, OSError):
                 for record, lease_s in (await self._hidden.snapshot()).values():
                     proxy = self._proxies.get(record.worker_id)
