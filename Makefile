@@ -65,7 +65,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt \
 		--editable '.[$(EXTRAS)]'
-	$(BIN)/python -m router.compile
+	$(BIN)/python -m workers.compile
 	@touch $@
 
 # The wheel asks for three packages whose builds here want CUDA and break `import transformers`.

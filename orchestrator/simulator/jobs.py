@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 from orchestrator.simulator.links import Flow
 
 
@@ -72,10 +70,21 @@ class Job:
         The batch forgets the job itself only when it is not live any more.
         """
         made = self.made_by(step)
-        grown = self.context_tokens + made - self.made_tokens
-        left = copy.copy(self)
-        left.made_tokens, left.context_tokens = made, grown
-        left.begin_step = left.end_step = -1
+        left = Job(
+            self.handle,
+            self.prompt_tokens,
+            self.first_index,
+            self.answer_tokens,
+            self.hold_tokens,
+            self.priority,
+            self.hands_off,
+            self.context_tokens + made - self.made_tokens,
+            self.names,
+        )
+        left.moves_to = self.moves_to
+        left.read_tokens, left.cached_tokens = self.read_tokens, self.cached_tokens
+        left.started_s, left.prefill_s = self.started_s, self.prefill_s
+        left.made_tokens, left.told_tokens = made, self.told_tokens
         return left
 
     def go_on_from(self, other: Job) -> None:

@@ -28,7 +28,6 @@ from protos.tandem.v1 import common_pb2
 from protos.tandem.v1.handoff_pb2 import HandoffTicket
 from protos.tandem.v1.inference_pb2 import HandoffReport
 from router.collector import collect_seldom
-from router.compiled import is_compiled
 from router.core.events import (
     Ended,
     PrefillDone,
@@ -40,6 +39,7 @@ from router.core.events import (
 from router.core.instructions import SendPrefill, SendReserve
 from router.core.lifecycle import Lifecycle
 from router.core.prefixes import PrefixKeys
+from workers.compiled import is_compiled
 
 _GOAL = Goal("placement decisions per second, 512 workers, 1,000,000 blocks", 20_000.0, "1/s")
 _ROUNDS = 5
@@ -69,7 +69,7 @@ class Findings:
     request_us: float  # arrival to end without the decision, tokens in one batch
     hash_us: float  # of one prompt, processor time
     index_bytes_per_block: float
-    core_compiled: bool  # by `python -m router.compile`, else it is interpreted
+    core_compiled: bool  # by `python -m workers.compile`, else it is interpreted
 
 
 def run(settings: Settings, report: Callable[[str], None]) -> Findings:

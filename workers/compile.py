@@ -1,11 +1,12 @@
-"""`python -m router.compile`: makes machine code of the core with mypyc, once for its sources.
+"""`python -m workers.compile`: makes machine code of some modules with mypyc, once for all.
 
 A step of setting up, because it takes about a minute. Without mypy or a C compiler it says so and
-the core stays interpreted, at about a third of the speed; `compiled.py` says how it is loaded.
+they stay interpreted, at about a third of the speed; `compiled.py` says which and how they load.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import shutil
 import subprocess
@@ -13,10 +14,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from router.compiled import LIBRARY, PACKAGE, SOURCES, cache_folder, core_files, digest
+from workers.compiled import LIBRARY, ROOT, cache_folder, compiled_files, digest
 
 _PATIENCE_S = 600.0
-_KEPT = 4  # compiled cores, of several checkouts or versions, some megabytes each
+_KEPT = 4  # libraries, of several checkouts or versions, some megabytes each
 # Run by a process of its own: setuptools and mypyc change directories and global state.
 _BUILD = """
 import sys
@@ -32,11 +33,11 @@ setup(name=name, packages=[], ext_modules=modules, script_args=[
 
 
 class BuildFailedError(Exception):
-    """The core cannot be compiled here; the message is for people."""
+    """Nothing can be compiled here; the message is for people."""
 
 
-def compile_core(cache: Path) -> Path:
-    """The folder of the compiled core in `cache`, compiled first if it is not there.
+def compile_modules(cache: Path) -> Path:
+    """The folder of the compiled modules in `cache`, compiled first if it is not there.
 
     Raises:
         BuildFailedError: mypyc or a C compiler is missing, or does not accept the sources.
@@ -52,11 +53,8 @@ def compile_core(cache: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         made = Path(scratch, "made")
         _build(Path(scratch), made)
-        modules = made.joinpath(*PACKAGE.split("."))
-        for library in made.glob("*__mypyc*"):
-            library.rename(modules / library.name)
         try:
-            modules.rename(folder)
+            made.rename(folder)
         except OSError:
             if not folder.is_dir():  # nobody else was quicker
                 raise
@@ -64,13 +62,12 @@ def compile_core(cache: Path) -> Path:
 
 
 def _build(scratch: Path, out: Path) -> None:
-    root = SOURCES.parent.parent
-    files = [str(path.relative_to(root)) for path in core_files()]
+    files = [str(path.relative_to(ROOT)) for path in compiled_files()]
     command = [sys.executable, "-c", _BUILD, LIBRARY, str(scratch), str(out), *files]
     try:
         done = subprocess.run(  # noqa: S603 - our own sources
             command,
-            cwd=root,
+            cwd=ROOT,
             timeout=_PATIENCE_S,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -85,16 +82,21 @@ def _build(scratch: Path, out: Path) -> None:
 
 
 def main() -> None:
-    """Compile the core for this machine, or say why it stays interpreted."""
+    """Compile the router's core and the simulator, or say why they stay interpreted."""
+    parser = argparse.ArgumentParser(prog="python -m workers.compile", description=main.__doc__)
+    parser.add_argument("--required", action="store_true", help="fail when it cannot be done")
+    required = parser.parse_args().required
     try:
-        folder = compile_core(cache_folder())
+        folder = compile_modules(cache_folder())
     except (BuildFailedError, OSError) as error:
-        print(f"the router's core stays interpreted: {error}")  # noqa: T201 - for people
+        print(f"the core and the simulator stay interpreted: {error}")  # noqa: T201 - for people
+        if required:
+            sys.exit(1)
         return
     kept = sorted(folder.parent.iterdir(), key=lambda one: one.stat().st_mtime, reverse=True)
     for old in kept[_KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
-    print(f"the router's core is compiled: {folder}")  # noqa: T201 - for people
+    print(f"the core and the simulator are compiled: {folder}")  # noqa: T201 - for people
 
 
 if __name__ == "__main__":
