@@ -218,14 +218,16 @@ class Attempts:
         if request.state is not State.DECODING and of_decode:
             self._decodes(attempt, request)
         try:
-            for first, token_ids, logprobs in request.tokens.take(chunk):
+            for part in request.tokens.take(chunk):
+                first = part.first_index
                 if first == 0:
                     request.first_token_s = book.now_s
                     attempt.due_s = book.now_s + attempt.patience_s
                     book.holdings.prompt_read(attempt)
                     book.praise(worker_id)
                 request.last_token_s = book.now_s
-                book.out.append(Deliver(request.request_id, first, token_ids, logprobs))
+                deliver = Deliver(request.request_id, first, part.token_ids, part.logprobs)
+                book.out.append(deliver)
         except TokenGapError as error:
             detail = f"worker {worker_id} sent {error}"
             book.fail(attempt, worker_id, common_pb2.REASON_ENGINE_ERROR, detail)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -139,14 +140,18 @@ class Fleet:
         if view.role == "prefill":
             sums = self.prefill
             busy = 1.0 if view.unread_tokens or view.load.waiting_prefill_tokens else 0.0
-            columns.write(view.row, view.room_tokens, view.wait_s)
+            load = view.wait_s
             if view.link_bytes != view.sent_bytes:
                 self.link_bytes += view.link_bytes - view.sent_bytes
                 view.sent_bytes = float(view.link_bytes)
         else:
             sums = self.decode
             busy = float(len(view.holds))
-            columns.write(view.row, view.room_tokens, view.occupancy)
+            load = view.occupancy
+        # Much of what happens to a worker changes neither.
+        if view.room_tokens != view.written_room or load != view.written_load:
+            view.written_room, view.written_load = view.room_tokens, load
+            columns.write(view.row, view.room_tokens, load)
         if busy != view.busy:
             sums.busy += busy - view.busy
             view.busy = busy
@@ -158,6 +163,7 @@ class Fleet:
             columns = self._columns[key] = Columns()
             self._note_versions()
         view.columns, view.row = columns, columns.add(view)
+        view.written_load = math.nan
         self._decoders += view.role == "decode"
         self.refresh(view)
 

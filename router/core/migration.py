@@ -19,7 +19,7 @@ from protos.tandem.v1 import common_pb2
 from router.core.book import Book
 from router.core.events import Ended, Reserved, StateArrived, Stayed
 from router.core.instructions import SendMigrate, SendReserve
-from router.core.placement import Blocked, Candidate
+from router.core.placement import Blocked, Candidate, soonest
 from router.core.reasons import Reason
 from router.core.recovery import BLAMELESS
 from router.core.request import Attempt, Cause, Decision, Migration, Request, State
@@ -183,7 +183,7 @@ class Migrations:
         able = [candidate for candidate in candidates if candidate.refused is None]
         if not able:
             return False
-        chosen = min(able)
+        chosen = soonest(able)
         request.decide(Decision(book.now_s, chosen, tuple(candidates), (0.0,) * len(Blocked)))
         target = book.holdings.open_incoming(request, chosen.decode, chosen.state_bytes)
         request.migration = Migration(source, target, chosen.state_bytes)

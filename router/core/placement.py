@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
 from router.core.columns import Columns
 from router.core.fleet import Fleet
@@ -41,42 +42,94 @@ class Blocked(enum.StrEnum):
     LINK = "link"
 
 
-class Ask(NamedTuple):
+@dataclass(slots=True, init=False)
+class Ask:
     """What placement must know of a request."""
 
-    read_tokens: int  # prompt and, after a failure, the tokens made so far
-    hold_tokens: int  # what it may come to occupy at decode
-    itl_s: float = 1.0  # target of its class
-    hits: Hits = NO_HITS  # what is cached of it where
-    version: str | None = None  # of the model that must go on with it; None: any
-    avoid: frozenset[str] = frozenset()  # workers that failed it: taken if there is no other
+    read_tokens: Final[int]  # prompt and, after a failure, the tokens made so far
+    hold_tokens: Final[int]  # what it may come to occupy at decode
+    itl_s: Final[float]  # target of its class
+    hits: Final[Hits]  # what is cached of it where
+    version: Final[str | None]  # of the model that must go on with it; None: any
+    avoid: Final[frozenset[str]]  # workers that failed it: taken if there is no other
+
+    def __init__(
+        self,
+        read_tokens: int,
+        hold_tokens: int,
+        itl_s: float = 1.0,
+        hits: Hits = NO_HITS,
+        version: str | None = None,
+        avoid: frozenset[str] = frozenset(),
+    ) -> None:
+        self.read_tokens = read_tokens
+        self.hold_tokens = hold_tokens
+        self.itl_s = itl_s
+        self.hits = hits
+        self.version = version
+        self.avoid = avoid
 
 
-class Candidate(NamedTuple):
+@dataclass(slots=True, init=False)
+class Candidate:
     """A pair that was looked at, or with an empty `prefill` a decode worker that reads itself.
 
-    In this order the best comes first, and equal ones by name. `expected_s` is seconds to the
-    first token, and the step after it: the sum of the others.
+    `expected_s` is seconds to the first token, and the step after it: the sum of the others.
     """
 
-    expected_s: float
-    decode: str
-    prefill: str
-    uncached_tokens: int
-    wait_s: float
-    read_s: float
-    transfer_s: float
-    step_s: float
-    state_bytes: int
-    refused: Blocked | None  # why it could not take the request
+    expected_s: Final[float]
+    decode: Final[str]
+    prefill: Final[str]
+    uncached_tokens: Final[int]
+    wait_s: Final[float]
+    read_s: Final[float]
+    transfer_s: Final[float]
+    step_s: Final[float]
+    state_bytes: Final[int]
+    refused: Final[Blocked | None]  # why it could not take the request
+
+    def __init__(
+        self,
+        expected_s: float,
+        decode: str,
+        prefill: str,
+        uncached_tokens: int,
+        wait_s: float,
+        read_s: float,
+        transfer_s: float,
+        step_s: float,
+        state_bytes: int,
+        refused: Blocked | None,
+    ) -> None:
+        self.expected_s = expected_s
+        self.decode = decode
+        self.prefill = prefill
+        self.uncached_tokens = uncached_tokens
+        self.wait_s = wait_s
+        self.read_s = read_s
+        self.transfer_s = transfer_s
+        self.step_s = step_s
+        self.state_bytes = state_bytes
+        self.refused = refused
 
 
-class Choice(NamedTuple):
+@dataclass(slots=True, init=False)
+class Choice:
     """What was chosen and from what; without `chosen` the request waits for `blocked`."""
 
-    chosen: Candidate | None
-    candidates: Sequence[Candidate]
-    blocked: Blocked | None = None
+    chosen: Final[Candidate | None]
+    candidates: Final[Sequence[Candidate]]
+    blocked: Final[Blocked | None]
+
+    def __init__(
+        self,
+        chosen: Candidate | None,
+        candidates: Sequence[Candidate],
+        blocked: Blocked | None = None,
+    ) -> None:
+        self.chosen = chosen
+        self.candidates = candidates
+        self.blocked = blocked
 
 
 def choose(fleet: Fleet, policy: Policy, ask: Ask) -> Choice:
@@ -87,8 +140,21 @@ def choose(fleet: Fleet, policy: Policy, ask: Ask) -> Choice:
         return choices[0]
     able = [(choice.chosen, choice) for choice in choices if choice.chosen is not None]
     if able:
-        return min(able, key=lambda pair: pair[0][:3])[1]
+        best = soonest([chosen for chosen, _ in able])
+        return next(choice for chosen, choice in able if chosen is best)
     return next(iter(choices), Choice(None, (), Blocked.DECODE))
+
+
+def soonest(candidates: Sequence[Candidate]) -> Candidate:
+    """Of some, at least one: whose tokens are expected first, equal ones by name."""
+    best = candidates[0]
+    for one in candidates:
+        if one.expected_s < best.expected_s or (
+            one.expected_s == best.expected_s
+            and (one.decode, one.prefill) < (best.decode, best.prefill)
+        ):
+            best = one
+    return best
 
 
 def fits_nowhere(fleet: Fleet, hold_tokens: int) -> bool:
@@ -97,15 +163,32 @@ def fits_nowhere(fleet: Fleet, hold_tokens: int) -> bool:
     return not any(pool is not None and pool.any_size(hold_tokens) for pool in pools)
 
 
-class _Reader(NamedTuple):
-    """What a prefill worker would do for a request, whoever decodes it; in order of `done_s`."""
+@dataclass(slots=True, init=False)
+class _Reader:
+    """What a prefill worker would do for a request, whoever decodes it."""
 
-    done_s: float
-    worker_id: str
-    view: WorkerView
-    uncached_tokens: int
-    read_s: float
-    state_bytes: int
+    done_s: Final[float]
+    worker_id: Final[str]
+    view: Final[WorkerView]
+    uncached_tokens: Final[int]
+    read_s: Final[float]
+    state_bytes: Final[int]
+
+    def __init__(
+        self,
+        done_s: float,
+        worker_id: str,
+        view: WorkerView,
+        uncached_tokens: int,
+        read_s: float,
+        state_bytes: int,
+    ) -> None:
+        self.done_s = done_s
+        self.worker_id = worker_id
+        self.view = view
+        self.uncached_tokens = uncached_tokens
+        self.read_s = read_s
+        self.state_bytes = state_bytes
 
 
 def _choose_in(fleet: Fleet, policy: Policy, ask: Ask, version: str) -> Choice:
@@ -133,13 +216,13 @@ def _choose_in(fleet: Fleet, policy: Policy, ask: Ask, version: str) -> Choice:
     pairs += [_pair(readers[0], writer, policy) for writer in others[:_OTHER_WRITERS]]
     if all(pair.refused for pair in pairs):
         choice = _best([_local(writer, ask) for writer in writers])
-        return choice._replace(candidates=(*pairs, *choice.candidates))
+        return Choice(choice.chosen, (*pairs, *choice.candidates))
     return _best(pairs + local if local else pairs)
 
 
 def _best(candidates: list[Candidate]) -> Choice:
     able = [candidate for candidate in candidates if candidate.refused is None]
-    return Choice(min(able), candidates)
+    return Choice(soonest(able), candidates)
 
 
 def _writers(pool: Columns, ask: Ask, with_hit: list[WorkerView]) -> list[WorkerView]:
@@ -173,7 +256,8 @@ def _readers(pool: Columns, ask: Ask, with_hit: list[WorkerView]) -> list[_Reade
         state_bytes += load.state_bytes_per_request
         done_s = view.wait_s + read_s
         readers.append(_Reader(done_s, name, view, uncached, read_s, state_bytes))
-    readers.sort()
+    if len(readers) > 1:
+        readers.sort(key=_doneness)
     return readers[:_READERS]
 
 
@@ -189,6 +273,10 @@ def _promptness(writer: WorkerView) -> tuple[float, str]:
     """How soon a decode worker makes a step after a hand-off."""
     link_s = writer.link_bytes / writer.link_rate if writer.link_rate else 0.0
     return (link_s + writer.next_step_s, writer.worker_id)
+
+
+def _doneness(reader: _Reader) -> tuple[float, str]:
+    return (reader.done_s, reader.worker_id)
 
 
 def _unavoided(ask: Ask, views: list[WorkerView]) -> list[WorkerView]:

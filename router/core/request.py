@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final
 
 from protos.tandem.v1 import common_pb2
 from protos.tandem.v1.inference_pb2 import HandoffReport, SpeculationReport
@@ -23,6 +23,7 @@ from router.core.tokens import Chunk, TokenOrder
 # Of one request, how much of its story is kept: the first states and the latest ones.
 _KEPT_TRANSITIONS = 64
 _KEPT_DECISIONS = 8
+_NOBODY: frozenset[str] = frozenset()
 
 
 class State(enum.StrEnum):
@@ -64,36 +65,74 @@ class Cause(enum.StrEnum):
     ENDED = "ended"
 
 
-class Transition(NamedTuple):
+@dataclass(slots=True, init=False)
+class Transition:
     """One step of a request's life, kept so that it can be explained later."""
 
-    at_s: float
-    state: State
-    cause: Cause
-    reason: Reason = common_pb2.REASON_UNSPECIFIED
-    detail: str = ""
+    at_s: Final[float]
+    state: Final[State]
+    cause: Final[Cause]
+    reason: Final[Reason]
+    detail: Final[str]
+
+    def __init__(
+        self,
+        at_s: float,
+        state: State,
+        cause: Cause,
+        reason: Reason = common_pb2.REASON_UNSPECIFIED,
+        detail: str = "",
+    ) -> None:
+        self.at_s = at_s
+        self.state = state
+        self.cause = cause
+        self.reason = reason
+        self.detail = detail
 
 
-class Decision(NamedTuple):
+@dataclass(slots=True, init=False)
+class Decision:
     """Where an attempt went and what the alternatives were."""
 
-    at_s: float
-    chosen: Candidate
-    candidates: tuple[Candidate, ...]
-    waited_s: tuple[float, ...]  # in the order of Blocked
+    at_s: Final[float]
+    chosen: Final[Candidate]
+    candidates: Final[tuple[Candidate, ...]]
+    waited_s: Final[tuple[float, ...]]  # in the order of Blocked
+
+    def __init__(
+        self,
+        at_s: float,
+        chosen: Candidate,
+        candidates: tuple[Candidate, ...],
+        waited_s: tuple[float, ...],
+    ) -> None:
+        self.at_s = at_s
+        self.chosen = chosen
+        self.candidates = candidates
+        self.waited_s = waited_s
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, init=False, eq=False)
 class Side:
     """One worker's part in an attempt. Credits are held until it is closed."""
 
     worker_id: str
-    sent: bool = False  # the worker knows of the handle
-    closed: bool = False  # the worker holds nothing for the handle any more
-    cancelled: bool = False  # and was told to let go
+    sent: bool  # the worker knows of the handle
+    closed: bool  # the worker holds nothing for the handle any more
+    cancelled: bool  # and was told to let go
+
+    def __init__(
+        self,
+        worker_id: str,
+        sent: bool = False,
+    ) -> None:
+        self.worker_id = worker_id
+        self.sent = sent
+        self.closed = False
+        self.cancelled = False
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, init=False, eq=False)
 class Attempt:
     """One try of a request. Without `prefill` the decode worker reads the prompt itself.
 
@@ -104,12 +143,32 @@ class Attempt:
     request: Request
     decode: Side
     prefill: Side | None
-    base: int = 0
-    state_arrived: bool = False
-    leaving: bool = False  # decode was told to let it go, and has not said yet how that went
-    moved: bool = False  # it took over from an attempt whose worker is to be emptied
-    patience_s: float = 0.0  # how long its workers may say nothing while it is handed over
-    due_s: float = 0.0  # when they have said nothing for too long
+    base: int
+    state_arrived: bool
+    leaving: bool  # decode was told to let it go, and has not said yet how that went
+    moved: bool  # it took over from an attempt whose worker is to be emptied
+    patience_s: float  # how long its workers may say nothing while it is handed over
+    due_s: float  # when they have said nothing for too long
+
+    def __init__(
+        self,
+        handle: int,
+        request: Request,
+        decode: Side,
+        prefill: Side | None,
+        base: int = 0,
+        moved: bool = False,
+    ) -> None:
+        self.handle = handle
+        self.request = request
+        self.decode = decode
+        self.prefill = prefill
+        self.base = base
+        self.state_arrived = False
+        self.leaving = False
+        self.moved = moved
+        self.patience_s = 0.0
+        self.due_s = 0.0
 
     @property
     def counts(self) -> bool:
@@ -171,7 +230,7 @@ class Migration:
     ended: Ended | None = None  # of the target
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, init=False, eq=False)
 class Request:
     """One request from arrival to end."""
 
@@ -180,44 +239,92 @@ class Request:
     max_tokens: int
     class_rank: int
     arrived_s: float
-    deadline_s: float | None = None
-    tenant: str = ""
-    prefix: PrefixKeys | None = None
-    ttft_s: float = 0.0  # target of its class
-    state: State = State.QUEUED
-    attempt: Attempt | None = None
-    migration: Migration | None = None
-    live: bool = True  # the client still waits for it
+    deadline_s: float | None
+    tenant: str
+    prefix: PrefixKeys | None
+    ttft_s: float  # target of its class
+    state: State
+    attempt: Attempt | None
+    migration: Migration | None
+    live: bool  # the client still waits for it
     # Decode ended well, but prefill has not yet said all it has to say.
-    ending: tuple[Reason, str] | None = None
-    transitions: list[Transition] = field(default_factory=list)
-    decisions: list[Decision] = field(default_factory=list)
-    start_by_s: float = 0.0  # when prefill should begin
-    waits_before: tuple[float, ...] = ()  # of the queue's first, when this one was queued
-    retries: int = 0  # attempts that failed
-    refusals: int = 0  # attempts that a worker did not take, in a row
-    migrations: int = 0  # how often it has moved
-    failed_migrations: int = 0  # in a row
-    migrate_after_s: float = 0.0  # not before
-    avoid: frozenset[str] = frozenset()  # workers that failed it
-    version: str | None = None  # of the model that has made its tokens
+    ending: tuple[Reason, str] | None
+    transitions: list[Transition]
+    decisions: list[Decision]
+    start_by_s: float  # when prefill should begin
+    waits_before: tuple[float, ...]  # of the queue's first, when this one was queued
+    retries: int  # attempts that failed
+    refusals: int  # attempts that a worker did not take, in a row
+    migrations: int  # how often it has moved
+    failed_migrations: int  # in a row
+    migrate_after_s: float  # not before
+    avoid: frozenset[str]  # workers that failed it
+    version: str | None  # of the model that has made its tokens
     # What is cached of it where, as of so many changes of the index.
-    hits: Hits = NO_HITS
-    hits_as_of: int = -1
-    placed_s: float | None = None
-    reserved_s: float | None = None
-    first_token_s: float | None = None
-    last_token_s: float | None = None
-    prefill_ms: float = 0.0
-    handoff: HandoffReport | None = None
-    cached_tokens: int = 0
-    speculation: SpeculationReport | None = None
-    prefill_worker: str = ""
-    decode_worker: str = ""
-    tokens: TokenOrder = field(init=False)
+    hits: Hits
+    hits_as_of: int
+    placed_s: float | None
+    reserved_s: float | None
+    first_token_s: float | None
+    last_token_s: float | None
+    prefill_ms: float
+    handoff: HandoffReport | None
+    cached_tokens: int
+    speculation: SpeculationReport | None
+    prefill_worker: str
+    decode_worker: str
+    tokens: TokenOrder
 
-    def __post_init__(self) -> None:
-        self.tokens = TokenOrder(self.max_tokens)
+    def __init__(
+        self,
+        request_id: str,
+        prompt_tokens: int,
+        max_tokens: int,
+        class_rank: int,
+        arrived_s: float,
+        deadline_s: float | None = None,
+        tenant: str = "",
+        prefix: PrefixKeys | None = None,
+        ttft_s: float = 0.0,
+    ) -> None:
+        self.request_id = request_id
+        self.prompt_tokens = prompt_tokens
+        self.max_tokens = max_tokens
+        self.class_rank = class_rank
+        self.arrived_s = arrived_s
+        self.deadline_s = deadline_s
+        self.tenant = tenant
+        self.prefix = prefix
+        self.ttft_s = ttft_s
+        self.state = State.QUEUED
+        self.attempt = None
+        self.migration = None
+        self.live = True
+        self.ending = None
+        self.transitions = []
+        self.decisions = []
+        self.start_by_s = 0.0
+        self.waits_before = ()
+        self.retries = 0
+        self.refusals = 0
+        self.migrations = 0
+        self.failed_migrations = 0
+        self.migrate_after_s = 0.0
+        self.avoid = _NOBODY
+        self.version = None
+        self.hits = NO_HITS
+        self.hits_as_of = -1
+        self.placed_s = None
+        self.reserved_s = None
+        self.first_token_s = None
+        self.last_token_s = None
+        self.prefill_ms = 0.0
+        self.handoff = None
+        self.cached_tokens = 0
+        self.speculation = None
+        self.prefill_worker = ""
+        self.decode_worker = ""
+        self.tokens = TokenOrder(max_tokens)
 
     @property
     def cost(self) -> float:

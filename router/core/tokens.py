@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 
 class TokenLogprob(NamedTuple):
@@ -19,19 +19,30 @@ class TokenLogprob(NamedTuple):
     top: tuple[tuple[int, float], ...] = ()
 
 
-class Chunk(NamedTuple):
+@dataclass(slots=True, init=False)
+class Chunk:
     """Tokens with consecutive indexes."""
 
-    first_index: int
-    token_ids: Sequence[int]
-    logprobs: Sequence[TokenLogprob]
+    first_index: Final[int]
+    token_ids: Final[Sequence[int]]
+    logprobs: Final[Sequence[TokenLogprob]]
+
+    def __init__(
+        self,
+        first_index: int,
+        token_ids: Sequence[int],
+        logprobs: Sequence[TokenLogprob],
+    ) -> None:
+        self.first_index = first_index
+        self.token_ids = token_ids
+        self.logprobs = logprobs
 
 
 class TokenGapError(Exception):
     """A worker sent tokens that leave a gap, or more than were asked for."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, init=False, eq=False)
 class TokenOrder:
     """`delivered` tokens, `token_ids`, have been handed on; those that came early wait for token 0.
 
@@ -39,17 +50,24 @@ class TokenOrder:
     """
 
     max_tokens: int
-    delivered: int = 0
-    token_ids: array[int] = field(default_factory=lambda: array("I"))
-    early_ids: list[int] = field(default_factory=list)
-    early_logprobs: list[TokenLogprob] = field(default_factory=list)
+    delivered: int
+    token_ids: array[int]
+    early_ids: list[int]
+    early_logprobs: list[TokenLogprob]
+
+    def __init__(self, max_tokens: int) -> None:
+        self.max_tokens = max_tokens
+        self.delivered = 0
+        self.token_ids = array("I")
+        self.early_ids = []
+        self.early_logprobs = []
 
     def take(self, chunk: Chunk) -> Sequence[Chunk]:
         """What can be handed on now; tokens seen before are left out.
 
         Raises TokenGapError when the chunk cannot belong to this request.
         """
-        first, token_ids, logprobs = chunk
+        first, token_ids, logprobs = chunk.first_index, chunk.token_ids, chunk.logprobs
         if first < self.delivered:
             skip = self.delivered - first
             first, token_ids, logprobs = self.delivered, token_ids[skip:], logprobs[skip:]

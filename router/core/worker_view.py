@@ -25,7 +25,7 @@ _LINK_HALF_LIFE_S = 2.0
 _OCCUPANCY_S = 0.001
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, init=False, eq=False)
 class Held:
     """One request at a worker.
 
@@ -39,9 +39,23 @@ class Held:
 
     tokens: int
     class_rank: int
-    unseen: bool = True
-    unread: int = 0
-    link_bytes: int = 0
+    unseen: bool
+    unread: int
+    link_bytes: int
+
+    def __init__(
+        self,
+        tokens: int,
+        class_rank: int,
+        unseen: bool = True,
+        unread: int = 0,
+        link_bytes: int = 0,
+    ) -> None:
+        self.tokens = tokens
+        self.class_rank = class_rank
+        self.unseen = unseen
+        self.unread = unread
+        self.link_bytes = link_bytes
 
 
 @dataclass(slots=True, eq=False)
@@ -66,7 +80,7 @@ class WorkerView:
     flip_to: Role | None = None
     flip_problem: str = ""
     flip_reason: Reason = common_pb2.REASON_UNSPECIFIED
-    load: LoadChanged = LoadChanged("")  # noqa: RUF009 - frozen
+    load: LoadChanged = field(default_factory=lambda: LoadChanged(""))
     steps: StepModel = field(default_factory=StepModel)
     link: Rate = field(default_factory=lambda: Rate(_LINK_HALF_LIFE_S))
     # Sums over what it holds.
@@ -90,6 +104,8 @@ class WorkerView:
     # Where the columns have it, and what it adds to the sums of the fleet.
     columns: Columns | None = None
     row: int = -1
+    written_room: int = -1
+    written_load: float = math.nan
     busy: float = 0.0
     capacity: float = 0.0
     sent_bytes: float = 0.0
