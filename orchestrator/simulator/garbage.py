@@ -2,7 +2,7 @@
 
 Nearly everything that a simulation makes is freed by its last reference, while what stays (the
 trace, the cluster, thousands of requests under way) would be gone through again and again. What is
-cyclic (ended requests and their attempts, some kilobytes each) is swept out now and then.
+cyclic is swept out now and then, ever more seldom while there is nothing to sweep.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import contextlib
 import gc
 from collections.abc import Iterator
 
-# Requests that end between two sweeps: their remains take about 200 MB.
-_EVERY = 50_000
+# Requests that end before the first sweep: were their remains cyclic, they would take 200 MB.
+_FIRST = 50_000
 
 
 class Sweeper:
@@ -20,12 +20,13 @@ class Sweeper:
 
     def __init__(self) -> None:
         self._swept = 0
+        self._every = _FIRST
 
     def note(self, ended: int) -> None:
         """So many requests have ended so far."""
-        if ended - self._swept >= _EVERY:
+        if ended - self._swept >= self._every:
             self._swept = ended
-            gc.collect()
+            self._every = _FIRST if gc.collect() else 2 * self._every
 
 
 @contextlib.contextmanager

@@ -7,19 +7,31 @@ leaves, as in the native engine's scheduler.
 from __future__ import annotations
 
 import bisect
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
 from orchestrator.simulator.jobs import Job
 from orchestrator.simulator.prefixes import PrefixCache
 
 
-class Chunks(NamedTuple):
+@dataclass(slots=True, init=False)
+class Chunks:
     """What a step reads: of whom how many tokens, all together, and to how many tokens each of
     them attends on average."""
 
-    parts: list[tuple[Job, int]]
-    tokens: int
-    mean_context: float
+    parts: Final[list[tuple[Job, int]]]
+    tokens: Final[int]
+    mean_context: Final[float]
+
+    def __init__(
+        self,
+        parts: list[tuple[Job, int]],
+        tokens: int,
+        mean_context: float,
+    ) -> None:
+        self.parts = parts
+        self.tokens = tokens
+        self.mean_context = mean_context
 
 
 def _order(job: Job) -> tuple[int, int]:

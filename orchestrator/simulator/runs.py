@@ -8,7 +8,8 @@ arithmetic series, and thousands of tokens cost what one costs.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 from workers.perf.step_times import Piece
 
@@ -44,12 +45,23 @@ class Times(Protocol):
         """Bytes of a prompt's state."""
 
 
-class Run(NamedTuple):
+@dataclass(slots=True, init=False)
+class Run:
     """`steps` steps, the first of `first_s` seconds, each `slope_s` longer than the one before."""
 
-    steps: int
-    first_s: float
-    slope_s: float
+    steps: Final[int]
+    first_s: Final[float]
+    slope_s: Final[float]
+
+    def __init__(
+        self,
+        steps: int,
+        first_s: float,
+        slope_s: float,
+    ) -> None:
+        self.steps = steps
+        self.first_s = first_s
+        self.slope_s = slope_s
 
     def end_s(self, steps: int) -> float:
         """Seconds from the beginning to the end of the first `steps` steps."""

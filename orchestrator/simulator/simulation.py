@@ -55,6 +55,7 @@ from router.core.matching import MatchReport
 from router.core.prefixes import PrefixKeys
 
 _VERSION = "simulated"
+_REQUESTS_IN_SPAN = 16.0
 
 Watch: TypeAlias = Callable[[Event, float, Sequence[Instruction]], object]
 
@@ -110,7 +111,9 @@ class Simulation:
         self._trace = trace
         self._settings = settings or Settings()
         self._counts = counts
-        self._agenda = Agenda()
+        # About as many requests as make some dozens of entries.
+        span_s = _REQUESTS_IN_SPAN * max(trace[-1].at_s, 1.0) / len(trace)
+        self._agenda = Agenda(span_s)
         self._core = Lifecycle(cluster.policy, validate=self._settings.validate)
         self._inbox: deque[Event] = deque()
         self._around = Surroundings(

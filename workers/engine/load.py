@@ -7,26 +7,53 @@ look like a slow one. Pure: durations are passed in.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 # Half of a measured rate is what happened in the last so many seconds of that work.
 _HALF_LIFE_S = 2.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, init=False)
 class Load:
     """As the message of that name; what was not measured yet is 0."""
 
-    running_requests: int = 0
-    decoding_requests: int = 0
-    waiting_prefill_tokens: int = 0
-    prefill_tokens_per_s: float = 0.0
-    step_ms: float = 0.0
-    step_requests: int = 0
-    step_tokens: float = 0.0
-    link_bytes_in_flight: int = 0
-    link_bytes_per_s: float = 0.0
-    state_bytes_per_token: float = 0.0
-    state_bytes_per_request: int = 0
+    running_requests: Final[int]
+    decoding_requests: Final[int]
+    waiting_prefill_tokens: Final[int]
+    prefill_tokens_per_s: Final[float]
+    step_ms: Final[float]
+    step_requests: Final[int]
+    step_tokens: Final[float]
+    link_bytes_in_flight: Final[int]
+    link_bytes_per_s: Final[float]
+    state_bytes_per_token: Final[float]
+    state_bytes_per_request: Final[int]
+
+    def __init__(
+        self,
+        running_requests: int = 0,
+        decoding_requests: int = 0,
+        waiting_prefill_tokens: int = 0,
+        prefill_tokens_per_s: float = 0.0,
+        step_ms: float = 0.0,
+        step_requests: int = 0,
+        step_tokens: float = 0.0,
+        link_bytes_in_flight: int = 0,
+        link_bytes_per_s: float = 0.0,
+        state_bytes_per_token: float = 0.0,
+        state_bytes_per_request: int = 0,
+    ) -> None:
+        self.running_requests = running_requests
+        self.decoding_requests = decoding_requests
+        self.waiting_prefill_tokens = waiting_prefill_tokens
+        self.prefill_tokens_per_s = prefill_tokens_per_s
+        self.step_ms = step_ms
+        self.step_requests = step_requests
+        self.step_tokens = step_tokens
+        self.link_bytes_in_flight = link_bytes_in_flight
+        self.link_bytes_per_s = link_bytes_per_s
+        self.state_bytes_per_token = state_bytes_per_token
+        self.state_bytes_per_request = state_bytes_per_request
 
 
 class Rate:
