@@ -38,6 +38,8 @@ def swept_by_hand() -> Iterator[Sweeper]:
     try:
         yield Sweeper()
     finally:
+        # All that is left counts as old, and is not searched at the next opportunity.
+        gc.freeze()
         gc.unfreeze()
         if was_on:
             gc.enable()

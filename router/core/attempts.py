@@ -96,19 +96,22 @@ class Attempts:
         book = self._book
         attempts, worker_id = book.holdings.attempts, event.worker_id
         token_ids, logprobs = event.token_ids, event.logprobs
-        start = 0
+        start, of_one = 0, len(event.counts) == 1 and event.counts[0] == len(token_ids)
         rows = zip(event.handles, event.first_indexes, event.counts, strict=True)
         for handle, first, count in rows:
             end = start + count
             attempt = attempts.get(handle)
             if attempt is None or attempt.side_of(worker_id) is None:
                 book.out.extend(book.holdings.cancel_stray(worker_id, handle))
-            elif attempt.counts:
-                chunk = Chunk(first, token_ids[start:end], logprobs[start:end])
-                self._take(attempt, worker_id, chunk)
-            elif attempt.incoming:
-                chunk = Chunk(first, token_ids[start:end], logprobs[start:end])
-                self._migrations.wait(attempt, chunk)
+            elif attempt.counts or attempt.incoming:
+                if of_one:
+                    chunk = Chunk(first, token_ids, logprobs)
+                else:
+                    chunk = Chunk(first, token_ids[start:end], logprobs[start:end])
+                if attempt.counts:
+                    self._take(attempt, worker_id, chunk)
+                else:
+                    self._migrations.wait(attempt, chunk)
             start = end
 
     def on_ended(self, event: Ended) -> None:

@@ -107,34 +107,41 @@ class Columns:
 
         Equal ones are in the order of their rows, here and in `soonest_read`.
         """
-        np.copyto(self._scratch, self._cost)
-        return self._take_best(tokens, most)
+        return self._take_best(self._cost, tokens, most)
 
     def soonest_read(self, tokens: int, most: int) -> list[WorkerView]:
         """Of those that take so many tokens now, who would have read them first."""
         np.multiply(self._per_token_s, tokens, out=self._scratch)
         np.add(self._scratch, self._cost, out=self._scratch)
-        return self._take_best(tokens, most)
+        return self._take_best(self._scratch, tokens, most)
 
-    def _take_best(self, tokens: int, most: int) -> list[WorkerView]:
-        """Those with the least in `_scratch`, whose rows there are crossed out.
+    def _take_best(self, cost: NDArray[np.float64], tokens: int, most: int) -> list[WorkerView]:
+        """Those that take so many tokens and have the least cost.
 
-        Looking for the least a few times is several times quicker than any kind of sorting.
+        Looking for the least a few times is several times quicker than any kind of sorting. Rows
+        that were seen are crossed out meanwhile; for those that are too small, in a copy.
         """
-        cost, room, views = self._scratch, self._room, self._views
+        room, views = self._room, self._views
         found: list[WorkerView] = []
         if not self._count:
             return found
-        all_fit = False
+        crossed: list[tuple[int, float]] = []
+        whole, all_fit = cost, False
         while len(found) < most:
             row = int(cost.argmin())
-            view = views[row] if cost.item(row) < math.inf else None
+            least: float = cost.item(row)
+            view = views[row] if least < math.inf else None
             if view is None:
                 break
             if all_fit or room.item(row) >= tokens:
                 found.append(view)
-                cost[row] = math.inf
+                if len(found) < most:
+                    cost[row] = math.inf
+                    crossed.append((row, least))
             else:
+                cost = cost.copy()
                 cost[room < tokens] = math.inf
                 all_fit = True
+        for row, least in crossed:
+            whole[row] = least
         return found
