@@ -57,7 +57,7 @@ def _memory(question: Question, prefill_room: Room, decode_room: Room) -> Obstac
     advice = (
         "no number of these devices does; use narrower weights or shorter contexts"
         if nearest is None
-        else f"{nearest} devices or more would do"
+        else f"{nearest:,.0f} devices or more would do"
     )
     return Obstacle(
         field="gpus",
