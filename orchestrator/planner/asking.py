@@ -101,7 +101,7 @@ def _workload(wishes: Wishes) -> Workload:
     try:
         requests = read_trace(wishes.trace)
     except LoadError as error:
-        raise PerfError(error.message) from error
+        raise PerfError(f"--{error.message}") from error
     return sampled(
         [request.prompt_tokens for request in requests],
         [request.answer_tokens for request in requests],
