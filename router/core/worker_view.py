@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from protos.tandem.v1 import common_pb2
 from router.core.breaker import Breaker
@@ -58,21 +58,14 @@ class Held:
         self.link_bytes = link_bytes
 
 
-@dataclass(slots=True, eq=False)
 class WorkerView:
     """One connected worker, with what it holds by handle.
 
     After any change `refresh` must be called, by the fleet, before anything is placed.
     """
 
-    worker_id: str
-    role: Role
-    model_version: str
-    policy: Policy
-    breaker: Breaker
     credits: CreditsChanged | None = None
     most_slots: int = 0  # requests that it can hold, as far as was ever said
-    holds: dict[int, Held] = field(default_factory=dict)
     # It refused work that its credits allowed: wait for news before sending more.
     refused: bool = False
     asked_to_drain: bool = False
@@ -80,23 +73,16 @@ class WorkerView:
     flip_to: Role | None = None
     flip_problem: str = ""
     flip_reason: Reason = common_pb2.REASON_UNSPECIFIED
-    load: LoadChanged = field(default_factory=lambda: LoadChanged(""))
-    steps: StepModel = field(default_factory=StepModel)
-    link: Rate = field(default_factory=lambda: Rate(_LINK_HALF_LIFE_S))
     # Sums over what it holds.
     held_tokens: int = 0
     unseen_requests: int = 0
     unseen_tokens: int = 0
     unread_tokens: int = 0
     link_bytes: int = 0
-    ranks: list[int] = field(default_factory=list)  # requests of each class
-    # What was sent and not seen, in order, and how much was sent in all.
-    sent: deque[int] = field(default_factory=deque)
-    sent_count: int = 0
+    sent_count: int = 0  # pieces of work that it was sent in all
     # What placement reads, as of the last `refresh`.
     room_tokens: int = -1  # the largest request that it takes now; -1 when it takes none
     wait_s: float = 0.0  # until the prompts that wait there have been read
-    per_token_s: float = 0.0
     link_rate: float = 0.0  # bytes per second; 0: not measured
     next_step_s: float = 0.0  # of a decode step with one more request
     occupancy: float = 0.0  # share of its slots that hold requests of ours
@@ -110,9 +96,21 @@ class WorkerView:
     capacity: float = 0.0
     sent_bytes: float = 0.0
 
-    def __post_init__(self) -> None:
-        self.ranks = [0] * len(self.policy.classes)
-        self.per_token_s = 1.0 / self.policy.assumed_prefill_tokens_per_s
+    def __init__(
+        self, worker_id: str, role: Role, model_version: str, policy: Policy, breaker: Breaker
+    ) -> None:
+        self.worker_id = worker_id
+        self.role = role
+        self.model_version = model_version
+        self.policy = policy
+        self.breaker = breaker
+        self.holds: dict[int, Held] = {}
+        self.ranks = [0] * len(policy.classes)  # requests of each class
+        self.sent: deque[int] = deque()  # what was sent and not seen, in order
+        self.load = LoadChanged(worker_id)
+        self.steps = StepModel()
+        self.link = Rate(_LINK_HALF_LIFE_S)
+        self.per_token_s = 1.0 / policy.assumed_prefill_tokens_per_s
 
     @property
     def draining(self) -> bool:

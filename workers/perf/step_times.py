@@ -7,6 +7,7 @@ over sequences and prompt tokens; reading KV is linear in the cached tokens and 
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -136,7 +137,7 @@ class StepTimes:
             ]
         self._devices = sharding_devices(phase.model, self._layouts)
         self._pieces: dict[int, tuple[Piece, ...]] = {}
-        self._handoffs: dict[float, float] = {}
+        self._state_lines = self._lines_of_state()
 
     def step_s(
         self,
@@ -217,12 +218,28 @@ class StepTimes:
 
     def handoff_bytes(self, prompt_tokens: float) -> float:
         """Bytes that a prompt's state takes on its way to decode, Mamba state included."""
-        known = self._handoffs.get(prompt_tokens)
-        if known is None:
-            phase = self._phase
-            known = sequence_bytes(phase.model, phase.precision, prompt_tokens).total
-            self._handoffs[prompt_tokens] = known
-        return known
+        place = 0
+        while prompt_tokens > self._state_lines[place][0]:
+            place += 1
+        _, base_bytes, token_bytes = self._state_lines[place]
+        return base_bytes + token_bytes * prompt_tokens
+
+    def _lines_of_state(self) -> list[tuple[float, float, float]]:
+        """(up to so many tokens, bytes, bytes a token): KV grows until the window of its layer is
+        full."""
+        model, precision = self._phase.model, self._phase.precision
+        groups = [*model.stack.attention, *(() if model.draft is None else model.draft.attention)]
+        ends = sorted({float(group.window) for group in groups if group.window is not None})
+        lines, begin = [], 0.0
+        for end in [*ends, math.inf]:
+            inside = begin + 1.0 if end == math.inf else end
+            low, high = (
+                sequence_bytes(model, precision, tokens).total for tokens in (begin, inside)
+            )
+            slope = (high - low) / (inside - begin)
+            lines.append((end, low - slope * begin, slope))
+            begin = end
+        return lines
 
     def handoff_s(self, prompt_tokens: float, chunk_tokens: float, read_s: float) -> float:
         """Seconds from the end of prefill until the state has arrived, on a link of one's own.

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.unit.perf.cases import phase
 from workers.perf.layouts import Layout, Layouts
+from workers.perf.memory import sequence_bytes
 from workers.perf.step_times import StepTimes
 
 _CASES = {
@@ -90,6 +91,14 @@ def test_a_chunk_in_a_decode_step_costs_less_than_a_step_of_its_own() -> None:
     chunk_s = times.prefill_chunk_s(2048)
     both_s = times.step_s(32, 32 * 8192.0, 2048, 1024)
     assert max(decode_s, chunk_s) < both_s < decode_s + chunk_s
+
+
+@pytest.mark.parametrize("case", _CASES)
+@given(tokens=st.one_of(st.integers(0, 300), st.floats(0.0, 1e6)))
+def test_a_hand_off_moves_what_a_sequence_holds(case: str, tokens: float) -> None:
+    one = phase(_CASES[case][0])
+    held = sequence_bytes(one.model, one.precision, tokens)
+    assert _TIMES[case].handoff_bytes(tokens) == pytest.approx(held.total, rel=1e-12)
 
 
 def test_a_hand_off_takes_longer_for_longer_prompts_and_never_less_than_its_state() -> None:
