@@ -11,8 +11,8 @@ import contextlib
 import gc
 from collections.abc import Iterator
 
-# Requests that end before the first sweep: were their remains cyclic, they would take 200 MB.
-_FIRST = 50_000
+# Requests that end before the first sweep: were their remains cyclic, they would take 400 MB.
+_FIRST = 100_000
 
 
 class Sweeper:
