@@ -8,10 +8,15 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from hypothesis import settings
 
 _SHARED_MEMORY = Path("/dev/shm")
 # Processes end a moment after they are told to; more than this is a leak.
 _GRACE_S = 5.0
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def pytest_configure() -> None:
