@@ -12,10 +12,6 @@ without a decode worker vLLM's own lease ends.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
-from dataclasses import dataclass
-
 from protos.tandem.v1.common_pb2 import (
     REASON_DRAINING,
     REASON_ENGINE_ERROR,
@@ -32,33 +28,34 @@ from protos.tandem.v1.common_pb2 import (
 from protos.tandem.v1.handoff_pb2 import HandoffTicket, PullAnswer, PullMessage, PullOffer
 from protos.tandem.v1.inference_pb2 import HandoffReport, SpeculationReport
 from workers.engine.chosen import Chosen
-from workers.engine.commands import Cancel, Command, Drain, Prefill, Renew, Reserve, WorkItem
+from workers.engine.commands import (
+    Cancel,
+    Command,
+    Drain,
+    Migrate,
+    Prefill,
+    Renew,
+    Reserve,
+    WorkItem,
+)
 from workers.engine.events import (
     Credits,
     Ended,
     PrefillDone,
     Reserved,
     StateArrived,
+    Stayed,
     StepEvents,
     TokenRow,
 )
-from workers.engine.load import LoadMeter, Rate
+from workers.engine.load import LOAD_NEWS_S, LoadMeter, Rate
+from workers.engine.surroundings import Surroundings
 from workers.engine.vllm.cache_names import CacheNames
 from workers.engine.vllm.core import CacheNews, Core, CoreFacts, CoreRequest, CoreRow, CoreStep
 from workers.engine.vllm.request import Request, Stage
 
-# How often routers hear of a load that merely went up or down; as from the native engine.
-_LOAD_NEWS_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What a hand-off names; `address` is where other workers reach this one."""
-
-    worker_id: str
-    model_fingerprint: str
-    epoch: int
-    address: str
+# What a smaller state takes is the latency of the link and of vLLM's looks at it, not its rate.
+_LEAST_MEASURED_BYTES = 1 << 20
 
 
 class VllmEngine:
@@ -66,25 +63,20 @@ class VllmEngine:
 
     def __init__(
         self,
-        identity: Identity,
+        around: Surroundings,
         facts: CoreFacts,
         max_requests: int,
         lease_s: float,
         core: Core,
-        send: Callable[[str, bytes], None],
-        clock_s: Callable[[], float],
-        rng: random.Random,
     ) -> None:
-        """`send(address, message)` takes a message to another worker, which hands it to its
-        `arrived`; one that gets lost costs the request its lease and nothing else."""
-        self._identity = identity
+        self._identity = around.identity
         self._facts = facts
         self._max_requests = max_requests
         self._lease_s = lease_s
         self._core = core
-        self._send = send
-        self._clock_s = clock_s
-        self._rng = rng
+        self._send = around.send
+        self._clock_s = around.clock_s
+        self._rng = around.rng
         self._requests: dict[int, Request] = {}
         self._by_name: dict[str, Request] = {}
         # Those with a lease: reservations of decode and offers of prefill, by its end.
@@ -130,6 +122,11 @@ class VllmEngine:
             case Renew(key):
                 if key in self._leased:
                     self._lease(self._requests[key])
+            case Migrate(key, ticket):
+                if ticket is not None and key in self._requests:
+                    # vLLM lets others read a prompt's state, never that of an answer.
+                    detail = "vLLM hands over no request in the middle of its answer"
+                    self._events.stayed.append(Stayed(key, REASON_DRAINING, detail))
             case Drain(resume):
                 self._draining = self._asked_to_drain = not resume
 
@@ -151,7 +148,7 @@ class VllmEngine:
         now_s = self._clock_s()
         self._kv_share = step.kv_share
         for state_bytes, seconds in step.pulled:
-            self._load.sent(state_bytes, seconds)
+            self._moved(state_bytes, seconds)
             self._pull.add(state_bytes, seconds)
         tokens = rows = 0
         read_only = True
@@ -177,7 +174,7 @@ class VllmEngine:
         requests = self._requests.values()
         events.load = self._load.news(
             now_s,
-            _LOAD_NEWS_S,
+            LOAD_NEWS_S,
             running_requests=len(requests),
             decoding_requests=sum(one.stage is Stage.DECODING for one in requests),
             waiting_prefill_tokens=sum(
@@ -351,7 +348,7 @@ class VllmEngine:
             self._end(request, answer.reason, answer.detail)
             return
         state_bytes = self._load.state_bytes(len(request.read_tokens))
-        self._load.sent(state_bytes, answer.transfer_ms / 1e3)
+        self._moved(state_bytes, answer.transfer_ms / 1e3)
         report = HandoffReport(
             kv_bytes=state_bytes,
             transfer_ms=answer.transfer_ms,
@@ -360,6 +357,11 @@ class VllmEngine:
         done = PrefillDone(request.key, request.prefill_ms, report, request.cached_tokens)
         self._events.prefill_done.append(done)
         self._forget(request)
+
+    def _moved(self, state_bytes: int, seconds: float) -> None:
+        """Measure the link, which routers wait for when it is behind."""
+        if state_bytes >= _LEAST_MEASURED_BYTES:
+            self._load.sent(state_bytes, seconds)
 
     def _take(self, request: Request, row: CoreRow, now_s: float) -> None:
         """What a step brought for one request."""
