@@ -85,7 +85,6 @@ class VllmCore:
         flags: Mapping[str, FlagValue],
         args: Sequence[str],
         *,
-        role: str,
         device: str,
         host: str,
         threads: int,
@@ -97,6 +96,8 @@ class VllmCore:
         `flags`. `lease_s`: how long vLLM keeps a state that nobody reads and no decode worker asks
         it to keep for longer. Raises ValueError for flags that vLLM does not take.
         """
+        # Before anything of vLLM runs: a worker may be killed while it starts.
+        self._guard = Guard()
         self._folder = Path(tempfile.mkdtemp(prefix="tandem-vllm-"))
         events = f"ipc://{self._folder}/events"
         _set_environment(host, device, threads)
@@ -106,7 +107,8 @@ class VllmCore:
                 disable_log_stats=False,
                 kv_transfer_config=KVTransferConfig(
                     kv_connector="NixlConnector",
-                    kv_role="kv_producer" if role == "prefill" else "kv_consumer",
+                    # Workers change their roles, and vLLM cannot be told of it.
+                    kv_role="kv_both",
                     kv_buffer_device=device,
                     # Never that of an earlier start, whose agents others may still know.
                     engine_id=uuid.uuid4().hex,
@@ -140,7 +142,6 @@ class VllmCore:
             log_stats=True,
             renderer=self._inputs.renderer,
         )
-        self._guard = Guard()
         if device == "cpu":
             unpin()
         self._config = config
@@ -324,6 +325,8 @@ def _set_environment(host: str, device: str, threads: int) -> None:
         "VLLM_NIXL_SIDE_CHANNEL_HOST": host,
         "VLLM_NIXL_SIDE_CHANNEL_PORT": str(_free_port(host)),
         "VLLM_NO_USAGE_STATS": "1",
+        # A fork would copy the threads' locks of gRPC, and hold open what tells of our end.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
     if device == "cpu":
         environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
