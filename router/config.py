@@ -53,6 +53,14 @@ class Tenant:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """One more model that is served."""
+
+    name: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class RouterConfig:
     """`classes` come strictest first. Workers are read from the directory at `store_url`; without
     one they are exactly `workers`. Port 0 asks for any free port. With `shares_ports` other routers
@@ -63,6 +71,7 @@ class RouterConfig:
 
     model_path: str
     model_name: str
+    more_models: tuple[ModelFolder, ...] = ()  # of the same directory, with workers of their own
     cluster: str = "local"
     store_url: str | None = None
     workers: tuple[WorkerRecord, ...] = ()
