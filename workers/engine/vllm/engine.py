@@ -27,6 +27,7 @@ from protos.tandem.v1.common_pb2 import (
 )
 from protos.tandem.v1.handoff_pb2 import HandoffTicket, PullAnswer, PullMessage, PullOffer
 from protos.tandem.v1.inference_pb2 import HandoffReport, SpeculationReport
+from workers.engine.acceptance import Problem, malformed, over
 from workers.engine.chosen import Chosen
 from workers.engine.commands import (
     Cancel,
@@ -98,6 +99,11 @@ class VllmEngine:
         """When `take_events` must be called even if nothing happens; None: not at all."""
         ends = [request.lease_end_s for request in self._leased.values()]
         return max(0.0, min(ends) - self._clock_s()) if ends else None
+
+    @property
+    def working(self) -> bool:
+        """Whether vLLM has something to do, and so takes steps."""
+        return bool(self._by_name)
 
     @property
     def credits(self) -> Credits:
@@ -195,35 +201,13 @@ class VllmEngine:
     def _accept(self, item: WorkItem, token_ids: tuple[int, ...], stage: Stage) -> Request | None:
         """Take a request in, or say why not."""
         self._events.taken.append(item.key)
-        sampling, facts = item.sampling, self._facts
+        facts = self._facts
         prompt = token_ids[: len(token_ids) - item.generated_tokens]
         made = token_ids[len(prompt) :]
-        blocks = -(-(len(prompt) + sampling.max_tokens) // facts.block_tokens)
+        blocks = -(-(len(prompt) + item.sampling.max_tokens) // facts.block_tokens)
         held_tokens = blocks * facts.block_tokens
-        problem: tuple[ReasonCode.ValueType, str] | None = None
-        if self._draining:
-            problem = REASON_DRAINING, "the worker takes no more work"
-        elif not prompt or sampling.max_tokens < max(len(made), 1):
-            problem = REASON_INVALID_ARGUMENT, "a request needs prompt tokens and room to answer"
-        elif max(token_ids) >= facts.vocab_size:
-            # vLLM looks it up all the same, and ends, with all other requests.
-            problem = (
-                REASON_INVALID_ARGUMENT,
-                f"token {max(token_ids)} is not one of the model's {facts.vocab_size}",
-            )
-        elif len(self._requests) >= self._max_requests:
-            problem = (
-                REASON_OUT_OF_CAPACITY,
-                f"all {self._max_requests} requests that it holds are running",
-            )
-        elif held_tokens > facts.kv_tokens - self._held_tokens:
-            free = facts.kv_tokens - self._held_tokens
-            problem = REASON_OUT_OF_CAPACITY, f"{held_tokens} tokens of KV needed, {free} free"
-        elif made and made[-1] in sampling.stop_token_ids:
-            # Whoever made these tokens could not say any more that they were all.
-            problem = REASON_STOP_TOKEN, ""
-        elif len(made) >= sampling.max_tokens:
-            problem = REASON_LENGTH, ""
+        problem = malformed(item, prompt, made) or self._refusal(token_ids, held_tokens)
+        problem = problem or over(item, made)
         if problem is not None:
             self._events.ended.append(Ended(item.key, *problem))
             return None
@@ -231,6 +215,21 @@ class VllmEngine:
         self._requests[item.key] = request
         self._held_tokens += held_tokens
         return request
+
+    def _refusal(self, token_ids: tuple[int, ...], held_tokens: int) -> Problem | None:
+        """Why this worker does not take a request now."""
+        facts, most = self._facts, self._max_requests
+        if self._draining:
+            return REASON_DRAINING, "the worker takes no more work"
+        if max(token_ids) >= facts.vocab_size:
+            # vLLM looks it up all the same, and ends, with all other requests.
+            detail = f"token {max(token_ids)} is not one of the model's {facts.vocab_size}"
+            return REASON_INVALID_ARGUMENT, detail
+        if len(self._requests) >= most:
+            return REASON_OUT_OF_CAPACITY, f"all {most} requests that it holds are running"
+        if held_tokens > (free := facts.kv_tokens - self._held_tokens):
+            return REASON_OUT_OF_CAPACITY, f"{held_tokens} tokens of KV needed, {free} free"
+        return None
 
     def _reserve(self, item: WorkItem, token_ids: tuple[int, ...]) -> None:
         request = self._accept(item, token_ids, Stage.RESERVED)
@@ -296,7 +295,7 @@ class VllmEngine:
         request = next(
             (one for one in self._leased.values() if one.reservation == reservation), None
         )
-        problem: tuple[ReasonCode.ValueType, str] | None = None
+        problem: Problem | None = None
         if request is None or offer.unwanted:
             problem = REASON_TRANSFER_FAILED, "the reservation is unknown, used or over"
         else:

@@ -92,7 +92,7 @@ async def open_vllm_engine(
         lease_s=config.handoff_lease_s,
         core=core,
     )
-    return VllmLoop(engine, core, notifications, emit), EngineFacts(
+    return VllmLoop(engine, core, notifications, emit, config.step_limit_s), EngineFacts(
         model_fingerprint=fingerprint,
         max_model_tokens=min(facts.max_model_tokens, facts.kv_tokens),
         vocab_size=facts.vocab_size,
