@@ -12,6 +12,7 @@ from dataclasses import dataclass
 VERSIONS = ("0.32", "0.33")
 # KV of one block on CPU: vLLM's kernels there want multiples of 32 tokens.
 _CPU_BLOCK_TOKENS = 32
+_QUIET_NIXL = "workers.engine.vllm.quiet_nixl.QuietNixl"
 
 # What follows from the rest of the spec, and what the router or the hand-off rely on.
 OWN_FLAGS = {
@@ -191,6 +192,7 @@ def flags(
             "num_speculative_tokens": draft_tokens,
         }
     if device == "cpu":
+        chosen["worker_extension_cls"] = _QUIET_NIXL
         chosen["block_size"] = _CPU_BLOCK_TOKENS
         # One block holds nothing: vLLM's null block.
         chosen["num_gpu_blocks_override"] = kv_tokens // _CPU_BLOCK_TOKENS + 1

@@ -56,6 +56,11 @@ def test_on_a_cpu_memory_is_what_the_spec_says() -> None:
     assert made["max_model_len"] == 1024
 
 
+def test_only_on_a_cpu_is_nixl_kept_from_taking_a_core() -> None:
+    assert str(_flags(Sizes(1, 1, 1, 1), "cpu")["worker_extension_cls"]).endswith("QuietNixl")
+    assert "worker_extension_cls" not in _flags(Sizes(1, 1, 1, 1), "cuda")
+
+
 @pytest.mark.parametrize(
     ("sizes", "says"),
     [
