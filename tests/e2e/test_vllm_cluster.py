@@ -57,6 +57,11 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
 
 
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> None:
+    """Workers that a test kills are replaced; the cluster says itself what it left, at its end."""
+
+
 @pytest.fixture
 def stub(pair: Cluster) -> Iterator[InferenceStub]:
     with grpc.insecure_channel(pair.grpc) as channel:
