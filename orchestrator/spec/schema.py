@@ -437,7 +437,7 @@ class ClusterSpec(Section):
 
     def by_model(self) -> list[ClusterSpec]:
         """This cluster as if it had one model, for each of them; that of `model` first."""
-        alone = {"more_models": []}
+        alone: dict[str, list[ModelWithPools]] = {"more_models": []}
         return [self.model_copy(update=alone)] + [
             self.model_copy(
                 update={"model": one.model, "prefill": one.prefill, "decode": one.decode, **alone}

@@ -18,7 +18,7 @@ _LOOK_US = 10_000
 _Given = nixlBind.nixlAgentConfig
 
 
-class _Patient(_Given):  # type: ignore[misc]  # a class of C++
+class _Patient(_Given):  # type: ignore[misc,valid-type]  # a class of C++
     """A configuration whose waiting time cannot be set to nothing."""
 
     @property

@@ -25,10 +25,12 @@ class _Feed:
         return await self.steps.get()
 
     async def next_news(self) -> list[CacheNews]:
-        return await asyncio.get_running_loop().create_future()
+        await asyncio.Event().wait()
+        return []
 
     async def wait_failed(self) -> BaseException:
-        return await asyncio.get_running_loop().create_future()
+        await asyncio.Event().wait()
+        return RuntimeError()
 
     async def aclose(self) -> None:
         """Nothing to end."""
