@@ -50,7 +50,7 @@ from workers.engine.vllm.core import (
     CoreStep,
 )
 from workers.engine.vllm.flags import FlagValue
-from workers.engine.vllm.guard import Guard, unpin
+from workers.engine.vllm.guard import guard, unpin
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreOutput
@@ -97,7 +97,7 @@ class VllmCore:
         it to keep for longer. Raises ValueError for flags that vLLM does not take.
         """
         # Before anything of vLLM runs: a worker may be killed while it starts.
-        self._guard = Guard()
+        guard()
         self._folder = Path(tempfile.mkdtemp(prefix="tandem-vllm-"))
         events = f"ipc://{self._folder}/events"
         _set_environment(host, device, threads)
@@ -234,7 +234,6 @@ class VllmCore:
         await asyncio.gather(self._sender, return_exceptions=True)
         self._events.close(0)
         await asyncio.to_thread(self._client.shutdown, _SHUTDOWN_S)
-        self._guard.dismiss()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _send_orders(self) -> None:

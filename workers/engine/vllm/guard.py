@@ -33,26 +33,18 @@ def unpin() -> None:
                     os.sched_setaffinity(int(thread.name), cores)
 
 
-class Guard:
-    """Watches over all that this process will start, until dismissed.
+def guard() -> None:
+    """Have all that this process will start end with it, at the latest.
 
     What is started must be started anew and not forked, or it would hold the pipe open.
     """
-
-    def __init__(self) -> None:
-        if os.getpgrp() != os.getpid():
-            os.setpgid(0, 0)
-        # A bare descriptor: nothing but the end of this process closes it unasked.
-        readable, self._held = os.pipe()
-        self._reaper = subprocess.Popen(  # noqa: S603 - ours
-            [sys.executable, "-I", "-S", reaper.__file__, str(os.getpid())],
-            stdin=readable,
-            start_new_session=True,
-        )
-        os.close(readable)
-
-    def dismiss(self) -> None:
-        """The processes are gone, or are somebody else's business."""
-        self._reaper.kill()
-        self._reaper.wait()
-        os.close(self._held)
+    if os.getpgrp() != os.getpid():
+        os.setpgid(0, 0)
+    # The other end is closed by nothing but the end of this process.
+    readable, _ = os.pipe()
+    subprocess.Popen(  # noqa: S603 - ours
+        [sys.executable, "-I", "-S", reaper.__file__, str(os.getpid())],
+        stdin=readable,
+        start_new_session=True,
+    )
+    os.close(readable)
