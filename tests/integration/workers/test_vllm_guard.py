@@ -1,4 +1,5 @@
-"""What a vLLM worker has started ends with it, however and whenever that was killed."""
+"""What a vLLM worker has started ends with it, however and whenever that was killed; and the memory
+that its ranks share by name, which a fixture of all tests looks for, goes with them."""
 
 from __future__ import annotations
 
@@ -9,7 +10,13 @@ import psutil
 
 _PATIENCE_S = 30.0
 # As vLLM does: a process below ours that has one below itself, and that notices nothing.
-_CHILD = "import subprocess, sys; subprocess.Popen(['sleep', '600']).wait()"
+_CHILD = """
+import mmap, os, subprocess
+with open(f"/dev/shm/vllm_dist_test_{os.getpid()}", "w+b") as file:
+    file.truncate(4096)
+    shared = mmap.mmap(file.fileno(), 4096)
+subprocess.Popen(["sleep", "600"]).wait()
+"""
 _WORKER = f"""
 import subprocess, sys
 from workers.engine.vllm.guard import guard

@@ -50,7 +50,7 @@ from workers.engine.vllm.core import (
     CoreStep,
 )
 from workers.engine.vllm.flags import FlagValue
-from workers.engine.vllm.guard import guard, unpin
+from workers.engine.vllm.guard import guard, shared_memory, unpin
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreOutput
@@ -233,7 +233,10 @@ class VllmCore:
         self._sender.cancel()
         await asyncio.gather(self._sender, return_exceptions=True)
         self._events.close(0)
+        left = shared_memory()
         await asyncio.to_thread(self._client.shutdown, _SHUTDOWN_S)
+        for path in left:
+            path.unlink(missing_ok=True)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _send_orders(self) -> None:

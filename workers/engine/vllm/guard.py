@@ -33,6 +33,12 @@ def unpin() -> None:
                     os.sched_setaffinity(int(thread.name), cores)
 
 
+def shared_memory() -> set[Path]:
+    """What vLLM's ranks share and, when they are made to end, leave behind."""
+    below = psutil.Process().children(recursive=True)
+    return {path for process in below for path in reaper.shared_memory(process.pid)}
+
+
 def guard() -> None:
     """Have all that this process will start end with it, at the latest.
 

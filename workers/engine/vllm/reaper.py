@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 
 _POLL_S = 0.05
+# Memory that ranks on a CPU share, and take away only where they end on their own.
+_SHARED = b"/dev/shm/vllm_dist_"
 
 
 def members(group: int) -> list[int]:
@@ -33,17 +35,30 @@ def members(group: int) -> list[int]:
     return found
 
 
+def shared_memory(pid: int) -> set[Path]:
+    """What of it a process has mapped."""
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_bytes().splitlines()
+    except OSError:
+        return set()  # gone meanwhile
+    return {Path(line.split(maxsplit=5)[5].decode()) for line in lines if _SHARED in line}
+
+
 def main() -> None:
     group = int(sys.argv[1])
     sys.stdin.buffer.read()
+    left: set[Path] = set()
     # Again, for what was just being started.
     while found := members(group):
         for pid in found:
+            left |= shared_memory(pid)
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
         time.sleep(_POLL_S)
+    for path in left:
+        path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
