@@ -71,7 +71,6 @@ class RouterConfig:
 
     model_path: str
     model_name: str
-    more_models: tuple[ModelFolder, ...] = ()  # of the same directory, with workers of their own
     cluster: str = "local"
     store_url: str | None = None
     workers: tuple[WorkerRecord, ...] = ()
@@ -93,6 +92,7 @@ class RouterConfig:
     api_keys: tuple[ApiKey, ...] | None = None
     tenants: tuple[Tenant, ...] = ()  # others have a weight of 1 and no limit
     trace: TraceConfig = TraceConfig()  # noqa: RUF009 - frozen
+    more_models: tuple[ModelFolder, ...] = ()  # of the same directory, with workers of their own
 
     def to_json(self) -> str:
         """One line."""
