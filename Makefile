@@ -19,8 +19,9 @@ demo: $(READY)
 	@$(BIN)/tandem demo
 
 test: $(READY)
-	$(BIN)/pytest -n 2 --dist loadfile -m "not gpu and not full" tests/unit tests/integration
-	$(BIN)/pytest -m "not gpu and not full" tests/e2e tests/chaos
+	$(BIN)/pytest -n 2 --dist loadfile -m "not gpu and not full and not vllm" \
+		tests/unit tests/integration
+	$(BIN)/pytest -m "not gpu and not full and not vllm" tests/e2e tests/chaos
 
 test-full: $(READY)
 	$(BIN)/pytest -m "not gpu"
@@ -29,7 +30,7 @@ test-gpu: $(READY)
 	$(BIN)/pytest -m gpu
 
 test-vllm: $(READY) $(VLLM_READY)
-	$(BIN)/pytest tests/integration/engines -k vllm
+	$(BIN)/pytest -m vllm tests/integration/engines tests/e2e
 
 vllm-env: $(VLLM_READY)
 

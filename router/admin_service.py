@@ -7,9 +7,9 @@ from router.access import Access
 from router.core.explain import Explanation
 from router.core.placement import Candidate
 from router.core.request import Decision
-from router.dispatcher import Dispatcher
 from router.errors import refusal
 from router.grpc_services import Context, telling, texts_of
+from router.models import Models
 from router.orders import drain, flip, scale
 from router.status import status_message
 from workers.pool_desk import PoolDesk
@@ -21,11 +21,9 @@ _LEAST_WATCH_MS = 50
 class AdminService(admin_pb2_grpc.AdminServicer):
     """The calls of operators."""
 
-    def __init__(
-        self, dispatcher: Dispatcher, access: Access, desk: PoolDesk | None = None
-    ) -> None:
+    def __init__(self, models: Models, access: Access, desk: PoolDesk | None = None) -> None:
         """`desk` takes what is asked of the pools to whoever runs them."""
-        self._dispatcher = dispatcher
+        self._models = models
         self._access = access
         self._desk = desk
 
@@ -36,7 +34,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     ) -> admin_pb2.GetStatusResponse:
         async with telling(context):
             self._access.tenant(texts_of(context).get("authorization"), context.peer())
-            return status_message(await self._dispatcher.status())
+            return status_message(await self._models.statuses())
 
     # A coroutine and no generator, as Inference.Generate is one.
     async def Watch(  # type: ignore[override]  # noqa: N802
@@ -48,8 +46,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             self._access.tenant(texts_of(context).get("authorization"), context.peer())
             period_ms = max(_LEAST_WATCH_MS, request.period_ms or _WATCH_MS)
             while True:
-                await context.write(status_message(await self._dispatcher.status()))
-                await self._dispatcher.workers_changed(period_ms / 1e3)
+                await context.write(status_message(await self._models.statuses()))
+                await self._models.workers_changed(period_ms / 1e3)
 
     async def Explain(  # noqa: N802
         self,
@@ -58,7 +56,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     ) -> admin_pb2.ExplainResponse:
         async with telling(context):
             self._access.tenant(texts_of(context).get("authorization"), context.peer())
-            explanation = self._dispatcher.explain(request.request_id)
+            explanation = self._models.explain(request.request_id)
             if explanation is None:
                 raise refusal(
                     "request_id",
@@ -78,7 +76,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     ) -> None:
         async with telling(context):
             self._access.tenant(texts_of(context).get("authorization"), context.peer())
-            async for step in drain(self._dispatcher, request.worker_id, request.resume):
+            dispatcher = self._models.of_worker(request.worker_id)
+            async for step in drain(dispatcher, request.worker_id, request.resume):
                 await context.write(
                     admin_pb2.DrainProgress(
                         running_requests=step.running_requests, safe_to_delete=step.safe_to_delete
@@ -92,7 +91,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     ) -> admin_pb2.FlipResponse:
         async with telling(context):
             self._access.tenant(texts_of(context).get("authorization"), context.peer())
-            result = await flip(self._dispatcher, request.worker_id, request.role)
+            dispatcher = self._models.of_worker(request.worker_id)
+            result = await flip(dispatcher, request.worker_id, request.role)
             return admin_pb2.FlipResponse(
                 role=result.role, reason=result.reason, detail=result.detail
             )

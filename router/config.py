@@ -53,6 +53,14 @@ class Tenant:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """One more model that is served."""
+
+    name: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class RouterConfig:
     """`classes` come strictest first. Workers are read from the directory at `store_url`; without
     one they are exactly `workers`. Port 0 asks for any free port. With `shares_ports` other routers
@@ -84,6 +92,7 @@ class RouterConfig:
     api_keys: tuple[ApiKey, ...] | None = None
     tenants: tuple[Tenant, ...] = ()  # others have a weight of 1 and no limit
     trace: TraceConfig = TraceConfig()  # noqa: RUF009 - frozen
+    more_models: tuple[ModelFolder, ...] = ()  # of the same directory, with workers of their own
 
     def to_json(self) -> str:
         """One line."""

@@ -128,7 +128,8 @@ class Dispatcher:
         self._traffic = TrafficCounts()
         self._replays = Replays(config.replay_window_s, config.replay_tokens)
         self._intake = Intake(self._feed, self.metrics)
-        self._members = Membership(config.model_name, router_id, self._intake.take)
+        others = frozenset(model.name for model in config.more_models)
+        self._members = Membership(config.model_name, router_id, self._intake.take, others)
         self._directory: WorkerDirectory | None = None
         self._following: asyncio.Task[None] | None = None
         self._running: dict[str, _Running] = {}

@@ -15,9 +15,9 @@ from protos.tandem.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference
 from router.access import Access, ssl_context
 from router.admin_service import AdminService
 from router.config import RouterConfig
-from router.dispatcher import Dispatcher
 from router.grpc_services import InferenceService
 from router.http2.server import Http2Server
+from router.models import Models
 from workers.pool_desk import PoolDesk
 
 _INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
@@ -27,9 +27,9 @@ _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
 class GrpcServer:
     """Serves the router's gRPC services at one address."""
 
-    def __init__(self, dispatcher: Dispatcher, config: RouterConfig) -> None:
+    def __init__(self, models: Models, config: RouterConfig) -> None:
         """Raises OSError for TLS files that cannot be read."""
-        self._dispatcher = dispatcher
+        self._models = models
         self._tls = None if config.tls is None else ssl_context(config.tls)
         self._shares_port = config.shares_ports
         self._local_socket = config.local_socket
@@ -39,12 +39,12 @@ class GrpcServer:
         self._server = Http2Server(config.max_message_bytes)
         # Has the two methods that generated code calls.
         server = cast("grpc.aio.Server", self._server)
-        inference = InferenceService(dispatcher, access)
+        inference = InferenceService(models, access)
         inference_pb2_grpc.add_InferenceServicer_to_server(inference, server)
         self._desk: PoolDesk | None = None
         if config.store_url is not None:
             self._desk = PoolDesk(config.store_url, config.cluster)
-        admin = AdminService(dispatcher, access, self._desk)
+        admin = AdminService(models, access, self._desk)
         admin_pb2_grpc.add_AdminServicer_to_server(admin, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (_INFERENCE, _ADMIN, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -56,7 +56,8 @@ class GrpcServer:
         """Listen; returns the address with the port that was bound. Raises OSError."""
         host, port = address.rpartition(":")[0], int(address.rpartition(":")[2])
         await self._publish_health()
-        self._dispatcher.on_ready_change(self._readiness_changed)
+        for dispatcher in self._models:
+            dispatcher.on_ready_change(self._readiness_changed)
         try:
             bound = await self._server.listen(host.strip("[]"), port, self._tls, self._shares_port)
         except OSError as error:
@@ -84,5 +85,5 @@ class GrpcServer:
     async def _publish_health(self) -> None:
         """The router itself (the empty name) is well; Inference is when it has a decode worker."""
         statuses = health_pb2.HealthCheckResponse
-        ready = self._dispatcher.ready
+        ready = self._models.ready
         await self._health.set(_INFERENCE, statuses.SERVING if ready else statuses.NOT_SERVING)

@@ -13,11 +13,10 @@ import grpc
 from protos.tandem.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 from router.access import Access
 from router.core.reasons import WELL, reason_name
-from router.dispatcher import Dispatcher
 from router.errors import RequestError, failure, presentation, retry_after
 from router.http2.calls import Call
+from router.models import Models
 from router.requests import ClientRequest, Delta, Finished
-from router.validation import check_model
 
 _LOG = logging.getLogger(__name__)
 
@@ -57,8 +56,8 @@ async def telling(context: Context[RequestT, ResponseT]) -> AsyncGenerator[None,
 class InferenceService(inference_pb2_grpc.InferenceServicer):
     """What clients call."""
 
-    def __init__(self, dispatcher: Dispatcher, access: Access) -> None:
-        self._dispatcher = dispatcher
+    def __init__(self, models: Models, access: Access) -> None:
+        self._models = models
         self._access = access
 
     # Written as a coroutine, not as the generator that the stub declares: when the client leaves,
@@ -76,7 +75,8 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
                 request, metadata.get("traceparent", ""), tenant, call.received_s
             )
             with_top = bool(client.top_logprobs)
-            answer = self._dispatcher.begin(await self._dispatcher.prepare(client))
+            dispatcher = self._models.of(client.model)
+            answer = dispatcher.begin(await dispatcher.prepare(client))
             try:
                 finished = await answer.pour(
                     lambda delta: call.send(_delta_bytes(delta, with_top)), call.room
@@ -92,7 +92,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     ) -> inference_pb2.CancelResponse:
         async with telling(context):
             self._access.tenant(texts_of(context).get("authorization"), context.peer())
-            return inference_pb2.CancelResponse(found=self._dispatcher.cancel(request.request_id))
+            return inference_pb2.CancelResponse(found=self._models.cancel(request.request_id))
 
     async def GetModel(  # noqa: N802
         self,
@@ -101,8 +101,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     ) -> inference_pb2.GetModelResponse:
         async with telling(context):
             self._access.tenant(texts_of(context).get("authorization"), context.peer())
-            model = self._dispatcher.model
-            check_model(request.model, model)
+            model = self._models.of(request.model).model
             return inference_pb2.GetModelResponse(
                 name=model.name,
                 max_model_tokens=model.max_model_tokens,

@@ -18,11 +18,19 @@ _LOG = logging.getLogger(__name__)
 class Membership:
     """Opens and closes sessions as workers come and go. Owned by the router's event loop."""
 
-    def __init__(self, model_name: str, router_id: str, emit: Callable[[Event], None]) -> None:
-        """Workers of other models than `model_name` are left alone."""
+    def __init__(
+        self,
+        model_name: str,
+        router_id: str,
+        emit: Callable[[Event], None],
+        others: frozenset[str] = frozenset(),
+    ) -> None:
+        """Workers of other models than `model_name` are left alone; those of `others` belong to
+        somebody else here."""
         self._model_name = model_name
         self._router_id = router_id
         self._emit = emit
+        self._others = others
         self._sessions: dict[str, Session] = {}
         self._strangers: set[str] = set()
 
@@ -97,7 +105,7 @@ class Membership:
     def _serves(self, record: WorkerRecord) -> bool:
         if record.model_name == self._model_name:
             return True
-        if record.worker_id not in self._strangers:
+        if record.model_name not in self._others and record.worker_id not in self._strangers:
             self._strangers.add(record.worker_id)
             _LOG.warning(
                 "worker %s serves %r, this router %r: ignored",

@@ -81,6 +81,26 @@ def counter_lines(
     return _value_lines(name, text, "counter", values)
 
 
+def labelled(label: str, texts: Mapping[str, str]) -> str:
+    """Texts of the same quantities as one, each sample with its text's key under `label`."""
+    families: dict[str, list[str]] = {}
+    for value, text in texts.items():
+        name, told = "", False
+        for line in text.splitlines():
+            if line.startswith("# HELP "):
+                name = line.split(" ", 3)[2]
+                told = name in families
+                families.setdefault(name, [])
+            if not line.startswith("#"):
+                sample, _, number = line.rpartition(" ")
+                own = f'{label}="{_escaped(value)}"'
+                head, brace, rest = sample.partition("{")
+                families[name].append(f"{head}{{{own}{',' + rest if brace else '}'} {number}")
+            elif not told:
+                families[name].append(line)
+    return "\n".join(line for lines in families.values() for line in lines) + "\n"
+
+
 def _value_lines(
     name: str, text: str, kind: str, values: Mapping[tuple[tuple[str, str], ...], float]
 ) -> Iterable[str]:

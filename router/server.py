@@ -1,13 +1,15 @@
-"""A whole router: the dispatcher behind its gRPC and HTTP servers."""
+"""A whole router: a dispatcher for each model, behind one gRPC and one HTTP server."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 
-from router.config import RouterConfig
+from router.config import ModelFolder, RouterConfig
 from router.dispatcher import Dispatcher
 from router.grpc_server import GrpcServer
+from router.models import Models
 from router.openai_http.server import HttpServer
 from workers.telemetry import start_tracing
 
@@ -33,26 +35,43 @@ class RouterServer:
         checkpoint's tokenizer or configuration is broken."""
         self._config = config
         self._tracing = start_tracing("tandem-router", config.trace)
-        self.dispatcher = Dispatcher(config, self._tracing, validate)
+        self.models = Models([Dispatcher(one, self._tracing, validate) for one in _single(config)])
         self._grpc: GrpcServer | None = None
         self._http: HttpServer | None = None
 
     async def start(self) -> Addresses:
         """Connect and listen. Raises OSError for an address that cannot be bound."""
         config = self._config
-        await self.dispatcher.start()
-        self._grpc = GrpcServer(self.dispatcher, config)
-        self._http = HttpServer(self.dispatcher, config)
+        for dispatcher in self.models:
+            await dispatcher.start()
+        self._grpc = GrpcServer(self.models, config)
+        self._http = HttpServer(self.models, config)
         return Addresses(
             grpc=await self._grpc.start(config.grpc), http=await self._http.start(config.http)
         )
 
     async def stop(self) -> None:
         """End every request with REASON_SHUTTING_DOWN, tell the clients, and free everything."""
-        self.dispatcher.end_all()
+        for dispatcher in self.models:
+            dispatcher.end_all()
         if self._grpc is not None:
             await self._grpc.stop(_GRACE_S)
         if self._http is not None:
             await self._http.stop()
-        await self.dispatcher.stop()
+        for dispatcher in self.models:
+            await dispatcher.stop()
         self._tracing.close()
+
+
+def _single(config: RouterConfig) -> Iterable[RouterConfig]:
+    """What each model's dispatcher is told: itself first, then the others."""
+    models = [ModelFolder(config.model_name, config.model_path), *config.more_models]
+    for model in models:
+        yield replace(
+            config,
+            model_name=model.name,
+            model_path=model.path,
+            more_models=tuple(one for one in models if one is not model),
+            # Events are recorded of the first one.
+            event_log=config.event_log if model is models[0] else None,
+        )

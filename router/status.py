@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from protos.tandem.v1 import admin_pb2
@@ -33,15 +34,17 @@ class RouterStatus:
     traffic: admin_pb2.Traffic
 
 
-def status_message(status: RouterStatus) -> admin_pb2.GetStatusResponse:
-    """The answer of Admin.GetStatus."""
+def status_message(statuses: Sequence[RouterStatus]) -> admin_pb2.GetStatusResponse:
+    """The answer of Admin.GetStatus for one status of each model: requests and workers of all of
+    them, but how well the pools match, and what traffic they have, of the first."""
+    first = statuses[0]
     return admin_pb2.GetStatusResponse(
-        model=status.model,
-        queued_requests=status.queued_requests,
-        running_requests=status.running_requests,
-        workers=[_worker_message(worker) for worker in status.workers],
-        matching=_matching_message(status.matching),
-        traffic=status.traffic,
+        model=first.model,
+        queued_requests=sum(status.queued_requests for status in statuses),
+        running_requests=sum(status.running_requests for status in statuses),
+        workers=[_worker_message(worker) for status in statuses for worker in status.workers],
+        matching=_matching_message(first.matching),
+        traffic=first.traffic,
     )
 
 
@@ -61,6 +64,7 @@ def _worker_message(worker: WorkerState) -> admin_pb2.WorkerStatus:
         worker_id=record.worker_id,
         role=record.role if view is None else view.role,
         engine=record.engine,
+        model=record.model_name,
         address=record.address,
         connected=view is not None,
         running_requests=0 if view is None else len(view.holds),

@@ -26,6 +26,8 @@ _COLUMNS = (
 def spec_schema() -> Schema:
     """The structural schema of ClusterSpec with its patterns and rules."""
     spec = structural(ClusterSpec.model_json_schema(), ClusterSpec().model_dump(mode="json"))
+    # A model is a resource of its own there.
+    del cast(dict[str, Schema], spec["properties"])["more_models"]
     for path in WITHOUT_DEFAULT:
         del _at(spec, path)["default"]
     for field, limits in TEXTS.items():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +15,10 @@ from orchestrator.cli.terminal import note, progress
 from orchestrator.errors import UserError
 
 _PATIENCE_S = 90.0
+_POLL_S = 0.05
+
+if TYPE_CHECKING:
+    import psutil
 
 
 def down(
@@ -33,7 +39,7 @@ def down(
     with progress() as report:
         report(f"stopping the cluster at {record.grpc}")
         process.terminate()
-        _, alive = psutil.wait_procs([process], timeout=_PATIENCE_S)
+        alive = not _ended(process, _PATIENCE_S)
     left = processes_of(record.cluster)
     if alive or left:
         raise UserError(
@@ -42,6 +48,20 @@ def down(
         )
     RunFiles().remove(record.cluster)
     print(f"stopped the cluster at {record.grpc}")
+
+
+def _ended(process: psutil.Process, timeout_s: float) -> bool:
+    """Whether it ended in that time; one that its parent has not asked after yet has ended too."""
+    import psutil
+
+    deadline_s = time.monotonic() + timeout_s
+    while time.monotonic() < deadline_s:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(_POLL_S)
+                continue
+        return True
+    return False
 
 
 def _clear_stale(address: str | None) -> bool:

@@ -17,6 +17,9 @@ def generate(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Same seed, same text, if temperature is above 0.")
     ] = None,
+    model: Annotated[
+        str, typer.Option(help="Which of the cluster's models; its first if not given.")
+    ] = "",
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON document instead of a stream.")
     ] = False,
@@ -34,7 +37,7 @@ def generate(
     sampling = inference_pb2.ClientSampling(max_tokens=max_tokens, temperature=temperature)
     if seed is not None:
         sampling.seed = seed
-    request = inference_pb2.GenerateRequest(text=text, sampling=sampling)
+    request = inference_pb2.GenerateRequest(text=text, sampling=sampling, model=model)
     pieces: list[str] = []
     token_ids: list[int] = []
     finished: inference_pb2.Finished | None = None

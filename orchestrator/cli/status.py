@@ -58,6 +58,7 @@ def _as_dict(endpoint: str, answer: admin_pb2.GetStatusResponse) -> dict[str, ob
                 "worker_id": worker.worker_id,
                 "role": worker.role,
                 "engine": worker.engine,
+                "model": worker.model,
                 "address": worker.address,
                 "connected": worker.connected,
                 "running_requests": worker.running_requests,
@@ -112,13 +113,15 @@ def _table(answer: admin_pb2.GetStatusResponse) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for heading in ("WORKER", "ROLE", "ADDRESS", "STATE"):
+    several = len({worker.model for worker in answer.workers}) > 1
+    for heading in ("WORKER", *(["MODEL"] if several else []), "ROLE", "ADDRESS", "STATE"):
         table.add_column(heading, no_wrap=True)
     for heading in ("RUN", "SLOTS", "TOKENS", "LEASE", "UP"):
         table.add_column(heading, justify="right", no_wrap=True)
     for worker in sorted(answer.workers, key=lambda w: (w.role != "prefill", w.worker_id)):
         table.add_row(
             worker.worker_id,
+            *([worker.model] if several else []),
             worker.role,
             worker.address,
             _state(worker),

@@ -120,11 +120,12 @@ def stop_summary(stopped: StopReport) -> str:
 def _welcome(cluster: LocalCluster, seconds: float) -> Iterable[str]:
     spec, endpoints = cluster.spec, cluster.endpoints
     assert endpoints is not None
-    prefill, decode = spec.prefill.workers.min, spec.decode.workers.min
-    yield (
-        f"Tandem serves {spec.model.name} with {prefill} prefill and {decode} decode "
-        f"worker{'s' if decode > 1 else ''} (ready after {seconds:.1f} s)"
-    )
+    for one in spec.by_model():
+        prefill, decode = one.prefill.workers.min, one.decode.workers.min
+        yield (
+            f"Tandem serves {one.model.name} with {prefill} prefill and {decode} decode "
+            f"worker{'s' if decode > 1 else ''} (ready after {seconds:.1f} s)"
+        )
     yield f"  gRPC  {endpoints.grpc}"
     scheme = "http" if spec.security.tls is None else "https"
     yield f"  HTTP  {scheme}://{endpoints.http}/v1"

@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from orchestrator.runtime.control_thread import ControlThread
 from orchestrator.runtime.joined_ray import join_ray
 from orchestrator.runtime.leftovers import MARK, end_leftovers, processes_of
 from orchestrator.runtime.local_ray import start_ray, stop_ray, vital_processes
-from orchestrator.runtime.pools import Pools
+from orchestrator.runtime.pools import PoolProgress, Pools
 from orchestrator.runtime.ports import check_free, free_port
 from orchestrator.runtime.preflight import check_model, check_vllm
 from orchestrator.runtime.router_process import Endpoints, Routers, router_config
@@ -83,7 +83,7 @@ class LocalCluster:
         self._report: Report = _silent
         self._store: EmbeddedStore | None = None
         self._routers: Routers | None = None
-        self._pools: Pools | None = None
+        self._pools: list[Pools] = []  # of each model, in the order of the spec
         self._control: ControlThread | None = None
         self._vital: list[psutil.Process] = []
         self._temp_dir: Path | None = None
@@ -99,8 +99,9 @@ class LocalCluster:
         _refuse_second(spec)
         check_free(spec.router.grpc, "gRPC", "--grpc")
         check_free(spec.router.http, "HTTP", "--http")
-        check_model(spec.model.path)
-        check_vllm(spec)
+        for one in spec.by_model():
+            check_model(one.model.path)
+            check_vllm(one)
         self.log_dir = log_folder(self.id)
         os.environ[MARK] = self.id
         self._undo.callback(os.environ.pop, MARK, None)
@@ -150,7 +151,7 @@ class LocalCluster:
             return
         self._report("starting Ray")
         self._undo.callback(self._stop_in_ray, "stopping Ray", stop_ray, _RAY_STOP_S)
-        pools = (self.spec.prefill, self.spec.decode)
+        pools = [pool for one in self.spec.by_model() for pool in (one.prefill, one.decode)]
         start_ray(
             temp_dir,
             cpus=sum(p.workers.max * p.layout.ranks * p.resources.cpu for p in pools),
@@ -177,10 +178,13 @@ class LocalCluster:
         if interrupted():
             raise Interrupted
         self._report("starting workers")
-        pools = self._pools = Pools(self.spec, store_url, self.id, log_dir)
-        self._undo.callback(self._stop_in_ray, "stopping workers", pools.stop, _POOLS_STOP_S)
+        for number, one in enumerate(self.spec.by_model()):
+            prefix = f"model-{number}-" if number else ""
+            pools = Pools(one, store_url, self.id, log_dir, prefix)
+            self._pools.append(pools)
+            self._undo.callback(self._stop_in_ray, "stopping workers", pools.stop, _POOLS_STOP_S)
         deadline = time.monotonic() + _POOLS_READY_S
-        while not (progress := pools.progress()).complete:
+        while not (progress := _together(self._pools)).complete:
             if interrupted():
                 raise Interrupted
             if time.monotonic() > deadline:
@@ -202,13 +206,15 @@ class LocalCluster:
         self._undo.callback(routers.stop)
         self._undo.callback(self._step, "stopping the router")
         self.endpoints = routers.wait_ready(interrupted)
-        wanted = self.spec.prefill.workers.min + self.spec.decode.workers.min
+        wanted = sum(
+            pool.workers.min for one in self.spec.by_model() for pool in (one.prefill, one.decode)
+        )
         routers.wait_connected(wanted, _CONNECTED_S, self._report, self.tend, interrupted)
 
     def _start_control(self, store_url: str) -> None:
         """Have pool sizes follow what is asked for, from here until the stop."""
-        assert self._pools is not None
-        pools = self._pools
+        # Those of further models have a fixed size.
+        pools = self._pools[0]
         bounds = pool_bounds(self.spec)
         assert self.log_dir is not None
         autoscaler = autoscaler_of(self.spec, self.log_dir, self._router_addresses)
@@ -279,7 +285,7 @@ class LocalCluster:
             self._vital = []
             self._store = None
             self._routers = None
-            self._pools = None
+            self._pools.clear()
             self._control = None
             if processes:
                 self._report("checking that no process is left")
@@ -289,6 +295,12 @@ class LocalCluster:
                 shutil.rmtree(self._temp_dir, ignore_errors=True)
         left = tuple(f"{process.name()} (pid {process.pid})" for process in processes_of(self.id))
         return StopReport(processes, tuple(forced), left)
+
+
+def _together(pools: Iterable[Pools]) -> PoolProgress:
+    """How far the pools of all models are in starting."""
+    parts = [one.progress() for one in pools]
+    return PoolProgress(sum(one.ready for one in parts), sum(one.wanted for one in parts))
 
 
 def _within(seconds: float, stop: Callable[[], None]) -> None:

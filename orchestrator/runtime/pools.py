@@ -50,8 +50,12 @@ class PoolProgress:
 class Pools:
     """Deploys the pools and answers how they are; needs a running Ray."""
 
-    def __init__(self, spec: ClusterSpec, store_url: str, cluster: str, log_dir: Path) -> None:
+    def __init__(
+        self, spec: ClusterSpec, store_url: str, cluster: str, log_dir: Path, prefix: str = ""
+    ) -> None:
+        """`prefix` tells the pools of one model from those of another, of the same cluster."""
         self._spec = spec
+        self._prefix = prefix
         self._store_url = store_url
         self._cluster = cluster
         self._log_dir = log_dir
@@ -81,7 +85,7 @@ class Pools:
         targets = [
             serve.RunTarget(
                 target=self._application(role),
-                name=role,
+                name=self._prefix + role,
                 route_prefix=None,
                 external_scaler_enabled=True,
             )
@@ -138,7 +142,7 @@ class Pools:
             return
         self._wait_known(role)
         controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
-        deployment = DeploymentID(name=role, app_name=role)
+        deployment = DeploymentID(name=role, app_name=self._prefix + role)
         try:
             ray.get(
                 controller.update_deployment_replicas.remote(deployment, workers),
@@ -158,7 +162,7 @@ class Pools:
 
         deadline_s = time.monotonic() + _CONTROLLER_TIMEOUT_S
         while time.monotonic() < deadline_s:
-            application = serve.status().applications.get(role)
+            application = serve.status().applications.get(self._prefix + role)
             if application is not None and role in application.deployments:
                 return
             time.sleep(_KNOWN_POLL_S)
@@ -173,7 +177,10 @@ class Pools:
             reason = path.read_text(encoding="utf-8")
             raise UserError(f"worker {path.stem} did not start: {reason}", f"see its log: {log}")
         ready = 0
+        own = {self._prefix + role for role in self._deployed}
         for name, application in serve.status().applications.items():
+            if name not in own:
+                continue
             for deployment in application.deployments.values():
                 states = deployment.replica_states.items()
                 ready += sum(count for state, count in states if state == "RUNNING")
@@ -190,9 +197,9 @@ class Pools:
         from ray import serve
 
         for role in self._deployed:
-            serve.delete(role, _blocking=False)
+            serve.delete(self._prefix + role, _blocking=False)
         for role in self._deployed:
-            serve.delete(role)
+            serve.delete(self._prefix + role)
         if self._spec.ray.joined and not serve.status().applications:
             # In a Ray that goes on, its controller would stay.
             serve.shutdown()  # type: ignore[no-untyped-call]

@@ -19,7 +19,7 @@ from orchestrator.runtime.child import Child, Interrupted, never
 from orchestrator.runtime.ports import free_port, split_address
 from orchestrator.runtime.worker_configs import trace_config
 from orchestrator.spec import ClusterSpec
-from router.config import ApiKey, PriorityClass, RouterConfig, Tenant, TlsFiles
+from router.config import ApiKey, ModelFolder, PriorityClass, RouterConfig, Tenant, TlsFiles
 
 _LOG = logging.getLogger(__name__)
 _READY_S = 30.0
@@ -44,6 +44,7 @@ def router_config(spec: ClusterSpec, store_url: str, cluster: str) -> RouterConf
         store_url=store_url,
         model_path=spec.model.path,
         model_name=spec.model.name,
+        more_models=tuple(ModelFolder(one.model.name, one.model.path) for one in spec.more_models),
         grpc=spec.router.grpc,
         http=spec.router.http,
         classes=tuple(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import yaml
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 import workers
 from orchestrator.spec.errors import Path as KeyPath
 from orchestrator.spec.errors import SpecError, explain
-from orchestrator.spec.schema import ClusterSpec
+from orchestrator.spec.schema import ClusterSpec, ModelWithPools
 from orchestrator.spec.yaml_file import read_yaml
 
 
@@ -46,6 +46,21 @@ def load_spec(
         folder = folder_of("security.tls")
         paths = {name: str(folder / Path(file).expanduser()) for name, file in files.items()}
         security = security.model_copy(update={"tls": security.tls.model_copy(update=paths)})
+    more = [one.model_copy(update=_found(one, lambda _: file_folder)) for one in spec.more_models]
+    return spec.model_copy(
+        update={
+            "telemetry": telemetry,
+            "security": security,
+            "more_models": more,
+            **_found(spec, folder_of),
+        }
+    )
+
+
+def _found(
+    spec: ClusterSpec | ModelWithPools, folder_of: Callable[[str], Path]
+) -> dict[str, object]:
+    """A model and its pools with whole paths."""
     pools = {
         role: pool.model_copy(
             update={
@@ -58,10 +73,7 @@ def load_spec(
     }
     model_path = find_model(spec.model.path, folder_of("model.path"))
     name = spec.model.name or model_path.name
-    model = spec.model.model_copy(update={"path": str(model_path), "name": name})
-    return spec.model_copy(
-        update={"model": model, "telemetry": telemetry, "security": security, **pools}
-    )
+    return {"model": spec.model.model_copy(update={"path": str(model_path), "name": name}), **pools}
 
 
 def validated(

@@ -321,6 +321,51 @@ def _default_classes() -> dict[str, ClassSpec]:
     }
 
 
+def _check_engines(prefill: PrefillPool, decode: DecodePool) -> None:
+    """Raise ValueError for pools of which one cannot go on from the state of the other."""
+    if prefill.engine == decode.engine:
+        return
+    why = "vLLM lays state out in its own way and moves it with its own connector"
+    if "simulated" in (prefill.engine, decode.engine):
+        why = "a simulated engine has none"
+    raise ValueError(
+        f"prefill.engine {prefill.engine} cannot hand state to decode.engine {decode.engine}: "
+        f"{why}; set both to {decode.engine}, or both to {prefill.engine}"
+    )
+
+
+def _check_vllm_layouts(prefill: PrefillPool, decode: DecodePool) -> None:
+    """Raise ValueError for what vLLM would refuse minutes later."""
+    layout, ranks = decode.layout, prefill.layout.tp
+    if decode.engine != "vllm":
+        return
+    problems = layout_problems(
+        "decode.layout", Sizes(layout.kvp, layout.tpa, layout.ep, layout.tpf)
+    )
+    if max(ranks, layout.ranks) % min(ranks, layout.ranks):
+        problems.append(
+            f"prefill.layout.tp {ranks} and the {layout.ranks} ranks of decode.layout: vLLM's "
+            "NIXL connector wants one to be a multiple of the other; set tp to "
+            f"{layout.ranks}"
+        )
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+class ModelWithPools(Section):
+    """One more model of a cluster, with pools of its own; behind the same router."""
+
+    model: ModelSpec
+    prefill: PrefillPool = Field(default_factory=PrefillPool)
+    decode: DecodePool = Field(default_factory=DecodePool)
+
+    @model_validator(mode="after")
+    def _pools_can_work_together(self) -> ModelWithPools:
+        _check_engines(self.prefill, self.decode)
+        _check_vllm_layouts(self.prefill, self.decode)
+        return self
+
+
 class ClusterSpec(Section):
     """One cluster: the model, the two pools, and everything around them."""
 
@@ -332,6 +377,7 @@ class ClusterSpec(Section):
     tenants: dict[ClassName, TenantSpec] = Field(default_factory=dict, max_length=256)
     prefill: PrefillPool = Field(default_factory=PrefillPool)
     decode: DecodePool = Field(default_factory=DecodePool)
+    more_models: Annotated[list[ModelWithPools], Field(max_length=16)] = Field(default_factory=list)
     ray: RaySpec = Field(default_factory=RaySpec)
     router: RouterSpec = Field(default_factory=RouterSpec)
     autoscaling: AutoscalingSpec = Field(default_factory=AutoscalingSpec)
@@ -373,32 +419,28 @@ class ClusterSpec(Section):
         return self
 
     @model_validator(mode="after")
-    def _engines_understand_each_other(self) -> ClusterSpec:
-        prefill, decode = self.prefill.engine, self.decode.engine
-        if prefill == decode:
-            return self
-        why = "vLLM lays state out in its own way and moves it with its own connector"
-        if "simulated" in (prefill, decode):
-            why = "a simulated engine has none"
-        raise ValueError(
-            f"prefill.engine {prefill} cannot hand state to decode.engine {decode}: {why}; "
-            f"set both to {decode}, or both to {prefill}"
-        )
+    def _pools_can_work_together(self) -> ClusterSpec:
+        _check_engines(self.prefill, self.decode)
+        _check_vllm_layouts(self.prefill, self.decode)
+        return self
 
     @model_validator(mode="after")
-    def _vllm_can_share_the_model(self) -> ClusterSpec:
-        layout, ranks = self.decode.layout, self.prefill.layout.tp
-        if self.decode.engine != "vllm":
-            return self
-        problems = layout_problems(
-            "decode.layout", Sizes(layout.kvp, layout.tpa, layout.ep, layout.tpf)
-        )
-        if max(ranks, layout.ranks) % min(ranks, layout.ranks):
-            problems.append(
-                f"prefill.layout.tp {ranks} and the {layout.ranks} ranks of decode.layout: vLLM's "
-                "NIXL connector wants one to be a multiple of the other; set tp to "
-                f"{layout.ranks}"
+    def _each_model_has_a_name(self) -> ClusterSpec:
+        names = [self.model.name, *(one.model.name for one in self.more_models)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"model.name {', '.join(twice)} is that of several models, and requests choose by "
+                "it; give each of model and more_models a name of its own"
             )
-        if problems:
-            raise ValueError("; ".join(problems))
         return self
+
+    def by_model(self) -> list[ClusterSpec]:
+        """This cluster as if it had one model, for each of them; that of `model` first."""
+        alone: dict[str, list[ModelWithPools]] = {"more_models": []}
+        return [self.model_copy(update=alone)] + [
+            self.model_copy(
+                update={"model": one.model, "prefill": one.prefill, "decode": one.decode, **alone}
+            )
+            for one in self.more_models
+        ]

@@ -21,6 +21,8 @@ def refuse_unbuilt(
     """
     names = flags or {}
     problems: list[str] = []
+    if operator and spec.more_models:
+        problems.append("more_models: each model is a resource of its own; make another one")
 
     def refuse(field: str, value: object, built: str, instead: object) -> None:
         name = names.get(field, field)
@@ -28,18 +30,25 @@ def refuse_unbuilt(
         fix = f"{name} {instead}" if name.startswith("--") else f"{name}: {instead}"
         problems.append(f"{setting} is not built yet: {built}; set {fix}")
 
-    for role, gpus in (
-        ("prefill", spec.prefill.resources.gpu),
-        ("decode", spec.decode.resources.gpu),
-    ):
-        if gpus > 1:
-            refuse(f"{role}.resources.gpu", gpus, "a rank uses one GPU", 1)
+    for number, model in enumerate(spec.by_model()):
+        at = f"more_models.{number - 1}." if number else ""
+        for role, pool in (("prefill", model.prefill), ("decode", model.decode)):
+            if pool.resources.gpu > 1:
+                gpus = pool.resources.gpu
+                refuse(f"{at}{role}.resources.gpu", gpus, "a rank uses one GPU", 1)
+            few, many = pool.workers.min, pool.workers.max
+            if at and few not in (0, many):
+                built = "the pools of more_models have a fixed size"
+                refuse(f"{at}{role}.workers.max", many, built, few)
     for role, pods in (
         ("prefill", spec.kubernetes.prefill.pods_per_worker),
         ("decode", spec.kubernetes.decode.pods_per_worker),
     ):
         if pods != 1:
             refuse(f"kubernetes.{role}.pods_per_worker", pods, "a worker is one pod", 1)
+    if spec.more_models and spec.autoscaling.mode != "off":
+        mode = spec.autoscaling.mode
+        refuse("autoscaling.mode", mode, "more_models have pools of fixed size", '"off"')
     if operator and spec.autoscaling.mode != "off":
         refuse("autoscaling.mode", spec.autoscaling.mode, "pods stay at workers.min", '"off"')
     if problems:

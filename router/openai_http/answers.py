@@ -13,6 +13,7 @@ from aiohttp import web
 from router.core.reasons import WELL
 from router.dispatcher import Dispatcher
 from router.errors import failure
+from router.models import Models
 from router.openai_http.bodies import ChatBody, CompletionBody, parse_body
 from router.openai_http.choices import Item, choices_of, generate_all
 from router.openai_http.formats import (
@@ -34,39 +35,44 @@ _REPORT_HEADER = "x-tandem-report"
 class Answers:
     """The two endpoints that generate."""
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
-        self._dispatcher = dispatcher
+    def __init__(self, models: Models) -> None:
+        self._models = models
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/completions."""
         body = parse_body(CompletionBody, await request.read())
-        model = self._dispatcher.model
+        dispatcher = self._models.of(body.model)
+        model = dispatcher.model
         call = _Call(request, body)
-        requests = await self._prepare(call, body.client_request(model))
+        requests = await _prepare(dispatcher, call, body.client_request(model))
         form = CompletionFormat(requests[0].request_id, model.name, model.text, body.logprobs)
-        return await call.answer(generate_all(self._dispatcher, requests), form, requests)
+        return await call.answer(generate_all(dispatcher, requests), form, requests)
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/chat/completions."""
         body = parse_body(ChatBody, await request.read())
-        model = self._dispatcher.model
+        dispatcher = self._models.of(body.model)
+        model = dispatcher.model
         call = _Call(request, body)
-        requests = await self._prepare(call, body.client_request(model))
+        requests = await _prepare(dispatcher, call, body.client_request(model))
         request_id, logprobs = requests[0].request_id, bool(body.logprobs)
         form = ChatFormat(request_id, model.name, model.text, logprobs, body.streamed)
-        return await call.answer(generate_all(self._dispatcher, requests), form, requests)
+        return await call.answer(generate_all(dispatcher, requests), form, requests)
 
-    async def _prepare(self, call: _Call, client: ClientRequest) -> list[GenerationRequest]:
-        prepared = await self._dispatcher.prepare(
-            dataclasses.replace(
-                client,
-                request_id=call.request_id,
-                traceparent=call.traceparent,
-                received_s=call.received_s,
-                tenant=call.tenant,
-            )
+
+async def _prepare(
+    dispatcher: Dispatcher, call: _Call, client: ClientRequest
+) -> list[GenerationRequest]:
+    prepared = await dispatcher.prepare(
+        dataclasses.replace(
+            client,
+            request_id=call.request_id,
+            traceparent=call.traceparent,
+            received_s=call.received_s,
+            tenant=call.tenant,
         )
-        return choices_of(prepared, call.choices)
+    )
+    return choices_of(prepared, call.choices)
 
 
 class _Call:

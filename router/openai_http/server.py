@@ -12,15 +12,16 @@ from aiohttp import web
 from protos.tandem.v1 import common_pb2
 from router.access import Access, ssl_context
 from router.config import RouterConfig
-from router.dispatcher import Dispatcher
 from router.errors import RequestError, presentation, retry_after
 from router.metrics import CONTENT_TYPE
+from router.models import Models
 from router.openai_http.answers import TENANT, Answers
 from router.openai_http.formats import error_json, error_object
+from router.validation import ServedModel
 
 _LOG = logging.getLogger(__name__)
 
-_DISPATCHER = web.AppKey("dispatcher", Dispatcher)
+_MODELS = web.AppKey("models", Models)
 _ACCESS = web.AppKey("access", Access)
 _OPEN_PATHS = frozenset({"/health", "/metrics"})
 _CREATED = web.AppKey("created", int)
@@ -30,17 +31,17 @@ _GRACE_S = 2.0
 class HttpServer:
     """Serves the OpenAI API at one address."""
 
-    def __init__(self, dispatcher: Dispatcher, config: RouterConfig) -> None:
+    def __init__(self, models: Models, config: RouterConfig) -> None:
         """Raises OSError for TLS files that cannot be read."""
         self._shares_port = config.shares_ports
         self._ssl = None if config.tls is None else ssl_context(config.tls)
         app = web.Application(
             client_max_size=config.max_message_bytes, middlewares=[_tell_errors, _let_in]
         )
-        app[_DISPATCHER] = dispatcher
+        app[_MODELS] = models
         app[_ACCESS] = Access(config.api_keys)
         app[_CREATED] = int(time.time())
-        answers = Answers(dispatcher)
+        answers = Answers(models)
         app.add_routes(
             [
                 web.get("/health", _health),
@@ -119,31 +120,31 @@ async def _let_in(
 
 async def _health(request: web.Request) -> web.Response:
     """200 when a request could be served, else 503."""
-    ready = request.app[_DISPATCHER].ready
+    ready = request.app[_MODELS].ready
     answer = {"status": "ok" if ready else "no decode worker is connected"}
     return web.json_response(answer, status=200 if ready else 503)
 
 
 async def _metrics(request: web.Request) -> web.Response:
-    text = await request.app[_DISPATCHER].metrics_text()
+    text = await request.app[_MODELS].metrics_text()
     return web.Response(body=text.encode(), headers={"content-type": CONTENT_TYPE})
 
 
 async def _models(request: web.Request) -> web.Response:
-    return web.json_response({"object": "list", "data": [_model_json(request)]})
+    served = [_model_json(request, one.model) for one in request.app[_MODELS]]
+    return web.json_response({"object": "list", "data": served})
 
 
 async def _model(request: web.Request) -> web.Response:
-    name, served = request.match_info["model"], request.app[_DISPATCHER].model.name
-    if name != served:
-        message = f"model: {name!r} is not served here; use {served!r}"
-        error = error_object(message, "invalid_request_error", "model", "model_not_found")
+    try:
+        model = request.app[_MODELS].of(request.match_info["model"]).model
+    except RequestError as unknown:
+        error = error_object(unknown.message, "invalid_request_error", "model", "model_not_found")
         return web.json_response(error, status=404)
-    return web.json_response(_model_json(request))
+    return web.json_response(_model_json(request, model))
 
 
-def _model_json(request: web.Request) -> dict[str, object]:
-    model = request.app[_DISPATCHER].model
+def _model_json(request: web.Request, model: ServedModel) -> dict[str, object]:
     return {
         "id": model.name,
         "object": "model",

@@ -11,6 +11,8 @@ from typing import Final
 
 # Half of a measured rate is what happened in the last so many seconds of that work.
 _HALF_LIFE_S = 2.0
+# How often routers hear of a load that merely went up or down.
+LOAD_NEWS_S = 0.1
 
 
 @dataclass(slots=True, init=False)

@@ -603,6 +603,7 @@ class WorkerStatus(_message.Message):
     PREFILL_TOKENS_PER_S_FIELD_NUMBER: _builtins.int
     STEP_MS_FIELD_NUMBER: _builtins.int
     STEP_REQUESTS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     role: _builtins.str
     engine: _builtins.str
@@ -628,6 +629,7 @@ class WorkerStatus(_message.Message):
     """of its last decode steps"""
     step_requests: _builtins.int
     """that decoded in them"""
+    model: _builtins.str
     def __init__(
         self,
         *,
@@ -649,10 +651,11 @@ class WorkerStatus(_message.Message):
         prefill_tokens_per_s: _builtins.float = ...,
         step_ms: _builtins.float = ...,
         step_requests: _builtins.int = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "breaker", b"breaker", "connected", b"connected", "duty", b"duty", "engine", b"engine", "free_tokens", b"free_tokens", "layout", b"layout", "lease_remaining_s", b"lease_remaining_s", "pid", b"pid", "prefill_tokens_per_s", b"prefill_tokens_per_s", "request_slots", b"request_slots", "role", b"role", "running_requests", b"running_requests", "step_ms", b"step_ms", "step_requests", b"step_requests", "total_tokens", b"total_tokens", "uptime_s", b"uptime_s", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "breaker", b"breaker", "connected", b"connected", "duty", b"duty", "engine", b"engine", "free_tokens", b"free_tokens", "layout", b"layout", "lease_remaining_s", b"lease_remaining_s", "model", b"model", "pid", b"pid", "prefill_tokens_per_s", b"prefill_tokens_per_s", "request_slots", b"request_slots", "role", b"role", "running_requests", b"running_requests", "step_ms", b"step_ms", "step_requests", b"step_requests", "total_tokens", b"total_tokens", "uptime_s", b"uptime_s", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -37,10 +37,11 @@ from workers.engine.commands import (
     Sampling,
 )
 from workers.engine.events import Credits, StepEvents
-from workers.engine.simulated.engine import Identity, SimulatedEngine
+from workers.engine.simulated.engine import SimulatedEngine
 from workers.engine.simulated.limits import Limits
 from workers.engine.simulated.prefixes import Prefixes
 from workers.engine.simulated.times import LinearTimes
+from workers.engine.surroundings import Identity, Surroundings
 
 _BLOCK_TOKENS = 16
 _PATIENCE_S = 30.0
@@ -58,13 +59,15 @@ class _Simulated:
         self._now_s = 0.0
         self._arrived = mail.setdefault(name, [])
         self._engine = SimulatedEngine(
-            Identity(name, "model", 0, name),
+            Surroundings(
+                Identity(name, "model", 0, name),
+                lambda address, notification: mail[address].append(notification),
+                lambda: self._now_s,
+                random.Random(1),
+            ),
             Limits(max_requests=8, kv_tokens=8192, step_tokens=64, vocab_size=90, lease_s=30.0),
             LinearTimes(),
             Prefixes(_BLOCK_TOKENS, 32, 16),
-            lambda address, notification: mail[address].append(notification),
-            lambda: self._now_s,
-            random.Random(1),
         )
 
     @property

@@ -34,7 +34,9 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="session", params=KINDS)
+@pytest.fixture(
+    scope="session", params=["native", "simulated", pytest.param("vllm", marks=pytest.mark.vllm)]
+)
 def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     """A prefill and two decode workers of each engine in turn."""
     kind = KINDS[request.param]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -56,15 +56,27 @@ class Rig:
                 continue
             if running is not None:
                 running[0].stop()
-            self._started += 1
-            worker_id = f"{name}-{self._started}"
-            config = replace(self.template, worker_id=worker_id, role=role)
-            log = self._folder / f"{worker_id}.log"
-            interpreter = config.interpreter
-            new[name] = Child(worker_id, ["workers.server"], config.to_json(), log, interpreter)
+            new[name] = self._start(name, replace(self.template, role=role))
         for name, child in new.items():
             self._running[name] = child, WorkerRecord.from_json(child.wait_ready(READY_S))
         return {name: record for name, (_, record) in self._running.items()}
+
+    def _start(self, name: str, config: WorkerConfig) -> Child:
+        """Under an id that no worker had before."""
+        self._started += 1
+        worker_id = f"{name}-{self._started}"
+        text = replace(config, worker_id=worker_id).to_json()
+        log = self._folder / f"{worker_id}.log"
+        return Child(worker_id, ["workers.server"], text, log, config.interpreter)
+
+    @contextlib.contextmanager
+    def another(self, name: str, config: WorkerConfig) -> Iterator[WorkerRecord]:
+        """One more worker, for one test."""
+        child = self._start(name, config)
+        try:
+            yield WorkerRecord.from_json(child.wait_ready(READY_S))
+        finally:
+            child.stop()
 
     def child(self, name: str) -> Child:
         return self._running[name][0]
@@ -74,14 +86,16 @@ class Rig:
             child.stop()
 
     @asynccontextmanager
-    async def router(self, *names: str) -> AsyncIterator[Dispatcher]:
+    async def router(
+        self, *names: str, more: Sequence[WorkerRecord] = ()
+    ) -> AsyncIterator[Dispatcher]:
         """A router that knows these workers."""
         records = self.ensure()
         dispatcher = Dispatcher(
             RouterConfig(
                 model_path=self.template.model_path,
                 model_name=self.template.model_name,
-                workers=tuple(records[name] for name in names),
+                workers=(*(records[name] for name in names), *more),
                 max_retries=10,
                 # A first hand-off joins two processes, which takes long on a machine that is busy.
                 silence_s=PATIENCE_S,

@@ -55,6 +55,19 @@ async def test_an_answer_that_was_handed_over_is_that_of_the_engine_alone(
         await all_free(pair, 2)
 
 
+async def test_state_goes_from_a_group_of_ranks_to_a_single_one(whole_rig: Rig) -> None:
+    requests = [_request(prompt, 24) for prompt in _prompts(6)]
+    group = replace(whole_rig.template, role="prefill", tp=2)
+    with whole_rig.another("p2", group) as two:
+        async with whole_rig.router("d1") as alone, whole_rig.router("d2", more=[two]) as pair:
+            whole = await ask_all(alone, requests)
+            over = await ask_all(pair, requests)
+            assert [answer.token_ids for answer in over] == [answer.token_ids for answer in whole]
+            for answer in over:
+                assert answer.report.prefill_worker == two.worker_id
+            await all_free(pair, 2)
+
+
 async def test_an_answer_ends_with_its_stop_token_wherever_that_comes(whole_rig: Rig) -> None:
     prompt = _prompts(3)[0]
     async with whole_rig.router("p", "d1") as pair:

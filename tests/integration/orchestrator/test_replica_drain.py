@@ -79,7 +79,7 @@ async def test_replicas_that_are_stopped_finish_what_they_have(
             stack.push_async_callback(router.stop)
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(addresses.grpc))
             admin = AdminStub(channel)
-            dispatcher = router.dispatcher
+            dispatcher = router.models.first
             assert (await admin.Scale(ScaleRequest(role="decode", workers=2))).workers == 2
             with pytest.raises(grpc.aio.AioRpcError, match="1 to 2") as refused:
                 await admin.Scale(ScaleRequest(role="decode", workers=3))

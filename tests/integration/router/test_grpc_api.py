@@ -312,7 +312,7 @@ async def test_an_internal_error_shows_a_reference_and_no_trace(
     async def broken(client: object) -> None:
         raise KeyError("a secret of the code")
 
-    monkeypatch.setattr(router.server.dispatcher, "prepare", broken)
+    monkeypatch.setattr(router.server.models.first, "prepare", broken)
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await collect(router, text_request())
     assert error.value.code() is grpc.StatusCode.INTERNAL

@@ -414,7 +414,7 @@ async def test_an_internal_error_shows_a_reference_and_no_trace(
     async def broken(request: object) -> None:
         raise KeyError("a secret of the code")
 
-    monkeypatch.setattr(router.server.dispatcher, "prepare", broken)
+    monkeypatch.setattr(router.server.models.first, "prepare", broken)
     async with client.post(f"{router.http}/v1/completions", json={"prompt": "x"}) as response:
         assert response.status == 500
         text = await response.text()

@@ -21,7 +21,7 @@ from workers.engine.commands import (
     WorkItem,
 )
 from workers.engine.events import Credits, PrefillDone, StepEvents, TokenRow
-from workers.engine.load import LoadMeter
+from workers.engine.load import LOAD_NEWS_S, LoadMeter
 from workers.engine.native.decoder import Decoder
 from workers.engine.native.departures import Departures
 from workers.engine.native.handoffs import RequestHandoffs
@@ -40,8 +40,6 @@ _TRANSFER_POLL_S = 0.0005
 # How often one with nothing to do listens: decode may still ask whether an ended hand-off writes,
 # and keeps the memory until it is answered.
 _LISTEN_S = 0.2
-# How often routers hear of a load that merely went up or down.
-_LOAD_NEWS_S = 0.1
 
 
 class NativeEngine:
@@ -251,7 +249,7 @@ class NativeEngine:
         reading = (Stage.WAITING, Stage.PREFILLING)
         requests.events.load = self._load.news(
             self._clock_s(),
-            _LOAD_NEWS_S,
+            LOAD_NEWS_S,
             running_requests=len(requests),
             decoding_requests=self._scheduler.decoding,
             waiting_prefill_tokens=sum(

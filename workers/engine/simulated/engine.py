@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import random
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from protos.tandem.v1.common_pb2 import (
@@ -47,27 +45,16 @@ from workers.engine.events import (
     StepEvents,
     TokenRow,
 )
-from workers.engine.load import LoadMeter
+from workers.engine.load import LOAD_NEWS_S, LoadMeter
 from workers.engine.simulated.limits import Limits, problem_with
 from workers.engine.simulated.prefixes import Prefixes
 from workers.engine.simulated.sequence import Sequence, Stage
 from workers.engine.simulated.text import chosen, context_of, extended, next_token
 from workers.engine.simulated.times import StepTimes
+from workers.engine.surroundings import Surroundings
 
 # Of a step's tokens, the share that prompts get however many requests decode; as in the native one.
 _LEAST_PREFILL_SHARE = 0.25
-# How often routers hear of a load that merely went up or down; as from the native one.
-_LOAD_NEWS_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What a hand-off names; `address` is where notifications reach this worker."""
-
-    worker_id: str
-    model_fingerprint: str
-    epoch: int
-    address: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,23 +73,18 @@ class SimulatedEngine:
 
     def __init__(
         self,
-        identity: Identity,
+        around: Surroundings,
         limits: Limits,
         times: StepTimes,
         prefixes: Prefixes,
-        send: Callable[[str, bytes], None],
-        clock_s: Callable[[], float],
-        rng: random.Random,
     ) -> None:
-        """`send(address, notification)` takes a notification to another worker, which hands it to
-        its `arrived`; one that gets lost costs the request its lease and nothing else."""
-        self._identity = identity
+        self._identity = around.identity
         self._limits = limits
         self._times = times
         self._prefixes = prefixes
-        self._send = send
-        self._clock_s = clock_s
-        self._rng = rng
+        self._send = around.send
+        self._clock_s = around.clock_s
+        self._rng = around.rng
         self._sequences: dict[int, Sequence] = {}
         self._to_read: dict[int, Sequence] = {}
         self._decoding: dict[int, Sequence] = {}
@@ -471,7 +453,7 @@ class SimulatedEngine:
         sending = [row for _, _, row in self._transfers if row.stage is Stage.SENDING]
         events.load = self._load.news(
             now_s,
-            _LOAD_NEWS_S,
+            LOAD_NEWS_S,
             running_requests=len(sequences),
             decoding_requests=len(self._decoding),
             waiting_prefill_tokens=sum(row.unread_tokens for row in self._to_read.values()),

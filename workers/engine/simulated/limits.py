@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from protos.tandem.v1.common_pb2 import (
-    REASON_INVALID_ARGUMENT,
-    REASON_LENGTH,
-    REASON_OUT_OF_CAPACITY,
-    REASON_STOP_TOKEN,
-    ReasonCode,
-)
+from protos.tandem.v1.common_pb2 import REASON_INVALID_ARGUMENT, REASON_OUT_OF_CAPACITY
+from workers.engine.acceptance import Problem, malformed, over
 from workers.engine.commands import WorkItem
 
 
@@ -31,12 +26,12 @@ def problem_with(
     generated: tuple[int, ...],
     running: int,
     limits: Limits,
-) -> tuple[ReasonCode.ValueType, str] | None:
+) -> Problem | None:
     """Why a request is not taken beside `running` others; None when it is."""
     sampling = item.sampling
     needed = len(prompt) + sampling.max_tokens
-    if not prompt or sampling.max_tokens < max(len(generated), 1):
-        return REASON_INVALID_ARGUMENT, "a request needs prompt tokens and room to answer"
+    if (problem := malformed(item, prompt, generated)) is not None:
+        return problem
     if sampling.grammar is not None:
         return REASON_INVALID_ARGUMENT, "the simulated engine follows no grammar"
     if running >= limits.max_requests:
@@ -44,9 +39,4 @@ def problem_with(
         return REASON_OUT_OF_CAPACITY, f"all {most} requests that it holds are running"
     if needed > limits.kv_tokens:
         return REASON_OUT_OF_CAPACITY, f"{needed} tokens needed, of {limits.kv_tokens} in all"
-    if generated and generated[-1] in sampling.stop_token_ids:
-        # Whoever made these tokens could not say any more that they were all.
-        return REASON_STOP_TOKEN, ""
-    if len(generated) >= sampling.max_tokens:
-        return REASON_LENGTH, ""
-    return None
+    return over(item, generated)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from workers.config import WorkerConfig
 from workers.engine.events import StepEvents
 from workers.engine.facts import EngineFacts
-from workers.engine.simulated.engine import Identity, SimulatedEngine
+from workers.engine.simulated.engine import SimulatedEngine
 from workers.engine.simulated.limits import Limits
 from workers.engine.simulated.loop import SimulatedLoop
 from workers.engine.simulated.prefixes import Prefixes
 from workers.engine.simulated.times import LinearTimes, StepTimes
+from workers.engine.surroundings import Surroundings
 from workers.handoff.notifications import Notifications
 
 _EPOCH = 0
@@ -33,8 +32,8 @@ async def open_simulated_engine(
     facts = _facts(config)
     notifications = await Notifications.open(config.host)
     engine = SimulatedEngine(
-        identity=Identity(
-            config.worker_id, facts.model_fingerprint, facts.epoch, notifications.address
+        around=Surroundings.real(
+            config.worker_id, facts.model_fingerprint, facts.epoch, notifications
         ),
         limits=Limits(
             max_requests=config.max_requests,
@@ -45,9 +44,6 @@ async def open_simulated_engine(
         ),
         times=_times(config),
         prefixes=Prefixes(config.block_tokens, config.checkpoint_tokens, config.max_checkpoints),
-        send=notifications.send,
-        clock_s=time.monotonic,
-        rng=random.SystemRandom(),
     )
     return SimulatedLoop(engine, notifications, emit), facts
 

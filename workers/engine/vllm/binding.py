@@ -50,7 +50,7 @@ from workers.engine.vllm.core import (
     CoreStep,
 )
 from workers.engine.vllm.flags import FlagValue
-from workers.engine.vllm.guard import Guard, unpin
+from workers.engine.vllm.guard import guard, shared_memory, unpin
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreOutput
@@ -85,7 +85,6 @@ class VllmCore:
         flags: Mapping[str, FlagValue],
         args: Sequence[str],
         *,
-        role: str,
         device: str,
         host: str,
         threads: int,
@@ -97,6 +96,8 @@ class VllmCore:
         `flags`. `lease_s`: how long vLLM keeps a state that nobody reads and no decode worker asks
         it to keep for longer. Raises ValueError for flags that vLLM does not take.
         """
+        # Before anything of vLLM runs: a worker may be killed while it starts.
+        guard()
         self._folder = Path(tempfile.mkdtemp(prefix="tandem-vllm-"))
         events = f"ipc://{self._folder}/events"
         _set_environment(host, device, threads)
@@ -106,7 +107,8 @@ class VllmCore:
                 disable_log_stats=False,
                 kv_transfer_config=KVTransferConfig(
                     kv_connector="NixlConnector",
-                    kv_role="kv_producer" if role == "prefill" else "kv_consumer",
+                    # Workers change their roles, and vLLM cannot be told of it.
+                    kv_role="kv_both",
                     kv_buffer_device=device,
                     # Never that of an earlier start, whose agents others may still know.
                     engine_id=uuid.uuid4().hex,
@@ -140,7 +142,6 @@ class VllmCore:
             log_stats=True,
             renderer=self._inputs.renderer,
         )
-        self._guard = Guard()
         if device == "cpu":
             unpin()
         self._config = config
@@ -232,8 +233,10 @@ class VllmCore:
         self._sender.cancel()
         await asyncio.gather(self._sender, return_exceptions=True)
         self._events.close(0)
+        left = shared_memory()
         await asyncio.to_thread(self._client.shutdown, _SHUTDOWN_S)
-        self._guard.dismiss()
+        for path in left:
+            path.unlink(missing_ok=True)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _send_orders(self) -> None:
@@ -324,6 +327,8 @@ def _set_environment(host: str, device: str, threads: int) -> None:
         "VLLM_NIXL_SIDE_CHANNEL_HOST": host,
         "VLLM_NIXL_SIDE_CHANNEL_PORT": str(_free_port(host)),
         "VLLM_NO_USAGE_STATS": "1",
+        # A fork would copy the threads' locks of gRPC, and hold open what tells of our end.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
     if device == "cpu":
         environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}

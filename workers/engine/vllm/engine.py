@@ -12,10 +12,6 @@ without a decode worker vLLM's own lease ends.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
-from dataclasses import dataclass
-
 from protos.tandem.v1.common_pb2 import (
     REASON_DRAINING,
     REASON_ENGINE_ERROR,
@@ -31,34 +27,36 @@ from protos.tandem.v1.common_pb2 import (
 )
 from protos.tandem.v1.handoff_pb2 import HandoffTicket, PullAnswer, PullMessage, PullOffer
 from protos.tandem.v1.inference_pb2 import HandoffReport, SpeculationReport
+from workers.engine.acceptance import Problem, malformed, over
 from workers.engine.chosen import Chosen
-from workers.engine.commands import Cancel, Command, Drain, Prefill, Renew, Reserve, WorkItem
+from workers.engine.commands import (
+    Cancel,
+    Command,
+    Drain,
+    Migrate,
+    Prefill,
+    Renew,
+    Reserve,
+    WorkItem,
+)
 from workers.engine.events import (
     Credits,
     Ended,
     PrefillDone,
     Reserved,
     StateArrived,
+    Stayed,
     StepEvents,
     TokenRow,
 )
-from workers.engine.load import LoadMeter, Rate
+from workers.engine.load import LOAD_NEWS_S, LoadMeter, Rate
+from workers.engine.surroundings import Surroundings
 from workers.engine.vllm.cache_names import CacheNames
 from workers.engine.vllm.core import CacheNews, Core, CoreFacts, CoreRequest, CoreRow, CoreStep
 from workers.engine.vllm.request import Request, Stage
 
-# How often routers hear of a load that merely went up or down; as from the native engine.
-_LOAD_NEWS_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What a hand-off names; `address` is where other workers reach this one."""
-
-    worker_id: str
-    model_fingerprint: str
-    epoch: int
-    address: str
+# What a smaller state takes is the latency of the link and of vLLM's looks at it, not its rate.
+_LEAST_MEASURED_BYTES = 1 << 20
 
 
 class VllmEngine:
@@ -66,25 +64,20 @@ class VllmEngine:
 
     def __init__(
         self,
-        identity: Identity,
+        around: Surroundings,
         facts: CoreFacts,
         max_requests: int,
         lease_s: float,
         core: Core,
-        send: Callable[[str, bytes], None],
-        clock_s: Callable[[], float],
-        rng: random.Random,
     ) -> None:
-        """`send(address, message)` takes a message to another worker, which hands it to its
-        `arrived`; one that gets lost costs the request its lease and nothing else."""
-        self._identity = identity
+        self._identity = around.identity
         self._facts = facts
         self._max_requests = max_requests
         self._lease_s = lease_s
         self._core = core
-        self._send = send
-        self._clock_s = clock_s
-        self._rng = rng
+        self._send = around.send
+        self._clock_s = around.clock_s
+        self._rng = around.rng
         self._requests: dict[int, Request] = {}
         self._by_name: dict[str, Request] = {}
         # Those with a lease: reservations of decode and offers of prefill, by its end.
@@ -106,6 +99,11 @@ class VllmEngine:
         """When `take_events` must be called even if nothing happens; None: not at all."""
         ends = [request.lease_end_s for request in self._leased.values()]
         return max(0.0, min(ends) - self._clock_s()) if ends else None
+
+    @property
+    def working(self) -> bool:
+        """Whether vLLM has something to do, and so takes steps."""
+        return bool(self._by_name)
 
     @property
     def credits(self) -> Credits:
@@ -130,6 +128,11 @@ class VllmEngine:
             case Renew(key):
                 if key in self._leased:
                     self._lease(self._requests[key])
+            case Migrate(key, ticket):
+                if ticket is not None and key in self._requests:
+                    # vLLM lets others read a prompt's state, never that of an answer.
+                    detail = "vLLM hands over no request in the middle of its answer"
+                    self._events.stayed.append(Stayed(key, REASON_DRAINING, detail))
             case Drain(resume):
                 self._draining = self._asked_to_drain = not resume
 
@@ -151,7 +154,7 @@ class VllmEngine:
         now_s = self._clock_s()
         self._kv_share = step.kv_share
         for state_bytes, seconds in step.pulled:
-            self._load.sent(state_bytes, seconds)
+            self._moved(state_bytes, seconds)
             self._pull.add(state_bytes, seconds)
         tokens = rows = 0
         read_only = True
@@ -177,7 +180,7 @@ class VllmEngine:
         requests = self._requests.values()
         events.load = self._load.news(
             now_s,
-            _LOAD_NEWS_S,
+            LOAD_NEWS_S,
             running_requests=len(requests),
             decoding_requests=sum(one.stage is Stage.DECODING for one in requests),
             waiting_prefill_tokens=sum(
@@ -198,35 +201,13 @@ class VllmEngine:
     def _accept(self, item: WorkItem, token_ids: tuple[int, ...], stage: Stage) -> Request | None:
         """Take a request in, or say why not."""
         self._events.taken.append(item.key)
-        sampling, facts = item.sampling, self._facts
+        facts = self._facts
         prompt = token_ids[: len(token_ids) - item.generated_tokens]
         made = token_ids[len(prompt) :]
-        blocks = -(-(len(prompt) + sampling.max_tokens) // facts.block_tokens)
+        blocks = -(-(len(prompt) + item.sampling.max_tokens) // facts.block_tokens)
         held_tokens = blocks * facts.block_tokens
-        problem: tuple[ReasonCode.ValueType, str] | None = None
-        if self._draining:
-            problem = REASON_DRAINING, "the worker takes no more work"
-        elif not prompt or sampling.max_tokens < max(len(made), 1):
-            problem = REASON_INVALID_ARGUMENT, "a request needs prompt tokens and room to answer"
-        elif max(token_ids) >= facts.vocab_size:
-            # vLLM looks it up all the same, and ends, with all other requests.
-            problem = (
-                REASON_INVALID_ARGUMENT,
-                f"token {max(token_ids)} is not one of the model's {facts.vocab_size}",
-            )
-        elif len(self._requests) >= self._max_requests:
-            problem = (
-                REASON_OUT_OF_CAPACITY,
-                f"all {self._max_requests} requests that it holds are running",
-            )
-        elif held_tokens > facts.kv_tokens - self._held_tokens:
-            free = facts.kv_tokens - self._held_tokens
-            problem = REASON_OUT_OF_CAPACITY, f"{held_tokens} tokens of KV needed, {free} free"
-        elif made and made[-1] in sampling.stop_token_ids:
-            # Whoever made these tokens could not say any more that they were all.
-            problem = REASON_STOP_TOKEN, ""
-        elif len(made) >= sampling.max_tokens:
-            problem = REASON_LENGTH, ""
+        problem = malformed(item, prompt, made) or self._refusal(token_ids, held_tokens)
+        problem = problem or over(item, made)
         if problem is not None:
             self._events.ended.append(Ended(item.key, *problem))
             return None
@@ -234,6 +215,21 @@ class VllmEngine:
         self._requests[item.key] = request
         self._held_tokens += held_tokens
         return request
+
+    def _refusal(self, token_ids: tuple[int, ...], held_tokens: int) -> Problem | None:
+        """Why this worker does not take a request now."""
+        facts, most = self._facts, self._max_requests
+        if self._draining:
+            return REASON_DRAINING, "the worker takes no more work"
+        if max(token_ids) >= facts.vocab_size:
+            # vLLM looks it up all the same, and ends, with all other requests.
+            detail = f"token {max(token_ids)} is not one of the model's {facts.vocab_size}"
+            return REASON_INVALID_ARGUMENT, detail
+        if len(self._requests) >= most:
+            return REASON_OUT_OF_CAPACITY, f"all {most} requests that it holds are running"
+        if held_tokens > (free := facts.kv_tokens - self._held_tokens):
+            return REASON_OUT_OF_CAPACITY, f"{held_tokens} tokens of KV needed, {free} free"
+        return None
 
     def _reserve(self, item: WorkItem, token_ids: tuple[int, ...]) -> None:
         request = self._accept(item, token_ids, Stage.RESERVED)
@@ -299,7 +295,7 @@ class VllmEngine:
         request = next(
             (one for one in self._leased.values() if one.reservation == reservation), None
         )
-        problem: tuple[ReasonCode.ValueType, str] | None = None
+        problem: Problem | None = None
         if request is None or offer.unwanted:
             problem = REASON_TRANSFER_FAILED, "the reservation is unknown, used or over"
         else:
@@ -351,7 +347,7 @@ class VllmEngine:
             self._end(request, answer.reason, answer.detail)
             return
         state_bytes = self._load.state_bytes(len(request.read_tokens))
-        self._load.sent(state_bytes, answer.transfer_ms / 1e3)
+        self._moved(state_bytes, answer.transfer_ms / 1e3)
         report = HandoffReport(
             kv_bytes=state_bytes,
             transfer_ms=answer.transfer_ms,
@@ -360,6 +356,11 @@ class VllmEngine:
         done = PrefillDone(request.key, request.prefill_ms, report, request.cached_tokens)
         self._events.prefill_done.append(done)
         self._forget(request)
+
+    def _moved(self, state_bytes: int, seconds: float) -> None:
+        """Measure the link, which routers wait for when it is behind."""
+        if state_bytes >= _LEAST_MEASURED_BYTES:
+            self._load.sent(state_bytes, seconds)
 
     def _take(self, request: Request, row: CoreRow, now_s: float) -> None:
         """What a step brought for one request."""

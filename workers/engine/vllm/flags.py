@@ -1,7 +1,7 @@
 """What Tandem's words mean to vLLM, and which combinations vLLM refuses.
 
 One table for the worker that starts vLLM, for the spec that is checked before anything starts, and
-for docs/vllm.md. Checked against vLLM 0.32.0; a rule names where vLLM has it. Pure.
+for docs/vllm.md. Checked against vLLM 0.32.0 and 0.33.0; a rule names where vLLM has it. Pure.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-VERSIONS = "0.32 and 0.33"
+VERSIONS = ("0.32", "0.33")
 # KV of one block on CPU: vLLM's kernels there want multiples of 32 tokens.
 _CPU_BLOCK_TOKENS = 32
+_QUIET_NIXL = "workers.engine.vllm.quiet_nixl.QuietNixl"
 
 # What follows from the rest of the spec, and what the router or the hand-off rely on.
 OWN_FLAGS = {
@@ -94,6 +95,14 @@ class ModelShape:
             mtp_layers=count("num_nextn_predict_layers", "mtp_num_hidden_layers"),
             longest_tokens=count("max_position_embeddings"),
         )
+
+
+def version_problem(version: str) -> str | None:
+    """Why this release of vLLM is not one to work with: its engine core has no stable interface."""
+    release = ".".join(version.split(".")[:2])
+    if release in VERSIONS:
+        return None
+    return f"vLLM {version} is not one that Tandem works with; install {' or '.join(VERSIONS)}"
 
 
 def argument_problem(argument: str) -> str | None:
@@ -183,6 +192,7 @@ def flags(
             "num_speculative_tokens": draft_tokens,
         }
     if device == "cpu":
+        chosen["worker_extension_cls"] = _QUIET_NIXL
         chosen["block_size"] = _CPU_BLOCK_TOKENS
         # One block holds nothing: vLLM's null block.
         chosen["num_gpu_blocks_override"] = kv_tokens // _CPU_BLOCK_TOKENS + 1

@@ -1,7 +1,8 @@
 """Looks after vLLM's processes: gives them back their cores, and ends them with their worker.
 
 vLLM's engine core does not notice that its parent is gone, and would keep memory and GPUs for ever.
-A pipe closes with its writer however that dies, so a shell waits at one and then kills.
+A pipe closes with its writer however that dies, so a process of its own waits at one and then ends
+the group that the worker led, at whatever point of its start or life that was.
 """
 
 from __future__ import annotations
@@ -9,21 +10,12 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import psutil
 
-_WAIT_THEN_KILL = 'read -r _; kill -9 "$@" 2>/dev/null'
-
-
-def _processes() -> list[psutil.Process]:
-    """Below this one; without the tracker of shared memory, which ends on its own and clears up
-    before it does."""
-    return [
-        one
-        for one in psutil.Process().children(recursive=True)
-        if "resource_tracker" not in " ".join(one.cmdline())
-    ]
+from workers.engine.vllm import reaper
 
 
 def unpin() -> None:
@@ -33,27 +25,32 @@ def unpin() -> None:
     that of every worker of a machine to the same one.
     """
     cores = os.sched_getaffinity(0)
-    for process in _processes():
-        for thread in Path(f"/proc/{process.pid}/task").iterdir():
-            # A thread may end meanwhile.
-            with contextlib.suppress(OSError):
-                os.sched_setaffinity(int(thread.name), cores)
+    for process in psutil.Process().children(recursive=True):
+        # A process or a thread may end meanwhile.
+        with contextlib.suppress(OSError):
+            for thread in Path(f"/proc/{process.pid}/task").iterdir():
+                with contextlib.suppress(OSError):
+                    os.sched_setaffinity(int(thread.name), cores)
 
 
-class Guard:
-    """Watches over the processes below this one that exist when it is made."""
+def shared_memory() -> set[Path]:
+    """What vLLM's ranks share and, when they are made to end, leave behind."""
+    below = psutil.Process().children(recursive=True)
+    return {path for process in below for path in reaper.shared_memory(process.pid)}
 
-    def __init__(self) -> None:
-        below = _processes()
-        self._shell = subprocess.Popen(  # noqa: S603 - ours
-            ["/bin/sh", "-c", _WAIT_THEN_KILL, "guard", *(str(one.pid) for one in below)],
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-        )
 
-    def dismiss(self) -> None:
-        """The processes are gone, or are somebody else's business."""
-        self._shell.kill()
-        self._shell.wait()
-        assert self._shell.stdin is not None
-        self._shell.stdin.close()
+def guard() -> None:
+    """Have all that this process will start end with it, at the latest.
+
+    What is started must be started anew and not forked, or it would hold the pipe open.
+    """
+    if os.getpgrp() != os.getpid():
+        os.setpgid(0, 0)
+    # The other end is closed by nothing but the end of this process.
+    readable, _ = os.pipe()
+    subprocess.Popen(  # noqa: S603 - ours
+        [sys.executable, "-I", "-S", reaper.__file__, str(os.getpid())],
+        stdin=readable,
+        start_new_session=True,
+    )
+    os.close(readable)

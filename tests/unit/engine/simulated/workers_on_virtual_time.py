@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from protos.tandem.v1.inference_pb2 import HandoffReport
 from workers.engine.commands import Command, Sampling, WorkItem
 from workers.engine.events import Ended, StepEvents
-from workers.engine.simulated.engine import Identity, SimulatedEngine
+from workers.engine.simulated.engine import SimulatedEngine
 from workers.engine.simulated.limits import Limits
 from workers.engine.simulated.prefixes import Prefixes
 from workers.engine.simulated.times import LinearTimes
+from workers.engine.surroundings import Identity, Surroundings
 
 VOCAB = 1000
 TIMES = LinearTimes(
@@ -55,13 +56,15 @@ class VirtualWorkers:
         limits = Limits(max_requests, kv_tokens, step_tokens, VOCAB, lease_s)
         self.engines = {
             name: SimulatedEngine(
-                Identity(name, (fingerprints or {}).get(name, "f"), 0, name),
+                Surroundings(
+                    Identity(name, (fingerprints or {}).get(name, "f"), 0, name),
+                    lambda address, data: self._mail.append((address, data)),
+                    lambda: self.now_s,
+                    random.Random(1),
+                ),
                 limits,
                 TIMES,
                 Prefixes(4, 8, 16),
-                lambda address, data: self._mail.append((address, data)),
-                lambda: self.now_s,
-                random.Random(1),
             )
             for name in names
         }

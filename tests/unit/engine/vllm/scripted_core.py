@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from workers.engine.chosen import Chosen
 from workers.engine.commands import Command, Sampling, WorkItem
 from workers.engine.events import StepEvents
+from workers.engine.surroundings import Identity, Surroundings
 from workers.engine.vllm.core import CoreEnd, CoreFacts, CoreRequest, CoreRow, CoreStep
-from workers.engine.vllm.engine import Identity, VllmEngine
+from workers.engine.vllm.engine import VllmEngine
 
 FACTS = CoreFacts(
     version="0",
@@ -50,14 +51,16 @@ class Worker:
         self.now_s = 100.0
         self.core = ScriptedCore()
         self.engine = VllmEngine(
-            Identity(name, "vllm-0-f", 0, name),
+            Surroundings(
+                Identity(name, "vllm-0-f", 0, name),
+                lambda address, message: mail.append((address, message)),
+                lambda: self.now_s,
+                random.Random(1),
+            ),
             FACTS,
             max_requests,
             LEASE_S,
             self.core,
-            lambda address, message: mail.append((address, message)),
-            lambda: self.now_s,
-            random.Random(1),
         )
 
     def tell(self, command: Command) -> StepEvents:

@@ -6,6 +6,7 @@ import pytest
 
 from protos.tandem.v1.common_pb2 import (
     REASON_CANCELLED,
+    REASON_DRAINING,
     REASON_ENGINE_ERROR,
     REASON_INVALID_ARGUMENT,
     REASON_LEASE_EXPIRED,
@@ -17,7 +18,7 @@ from protos.tandem.v1.common_pb2 import (
 )
 from protos.tandem.v1.handoff_pb2 import HandoffTicket
 from tests.unit.engine.vllm.scripted_core import LEASE_S, Worker, deliver, item
-from workers.engine.commands import Cancel, Prefill, Renew, Reserve, WorkItem
+from workers.engine.commands import Cancel, Migrate, Prefill, Renew, Reserve, WorkItem
 from workers.engine.events import StepEvents
 
 _PROMPT = (1, 2, 3, 4)
@@ -216,3 +217,15 @@ def test_what_vllm_does_not_take_ends_with_its_words() -> None:
     assert (ended.reason, ended.detail) == (REASON_INVALID_ARGUMENT, "token 99 is not for me")
     pair.begin(item(2))
     assert pair.prefill.step(end="error").ended[0].reason == REASON_ENGINE_ERROR
+
+
+def test_a_request_in_the_middle_of_its_answer_stays_where_it_is() -> None:
+    pair = _Pair()
+    pair.prefill.tell(Prefill(item(1), _PROMPT, None))
+    pair.prefill.step(9)
+    (reserved,) = pair.decode.tell(Reserve(item(1, made=1), (*_PROMPT, 9))).reserved
+    (stayed,) = pair.prefill.tell(Migrate(1, reserved.ticket)).stayed
+    # The other one is not to blame, and gets no more requests to take over.
+    assert (stayed.key, stayed.reason) == (1, REASON_DRAINING)
+    assert not pair.prefill.tell(Migrate(1, None)).stayed, "it has stayed already"
+    assert _tokens(pair.prefill.step(10)) == [(1, [10])]

@@ -11,6 +11,7 @@ from workers.engine.vllm.flags import (
     flags,
     layout_problems,
     model_problems,
+    version_problem,
 )
 
 _DENSE = {
@@ -55,6 +56,11 @@ def test_on_a_cpu_memory_is_what_the_spec_says() -> None:
     assert made["max_model_len"] == 1024
 
 
+def test_only_on_a_cpu_is_nixl_kept_from_taking_a_core() -> None:
+    assert str(_flags(Sizes(1, 1, 1, 1), "cpu")["worker_extension_cls"]).endswith("QuietNixl")
+    assert "worker_extension_cls" not in _flags(Sizes(1, 1, 1, 1), "cuda")
+
+
 @pytest.mark.parametrize(
     ("sizes", "says"),
     [
@@ -92,3 +98,16 @@ def test_arguments_that_follow_from_the_spec_are_refused_and_others_are_not() ->
     )
     assert argument_problem("--max-num-batched-tokens=8192") is None
     assert argument_problem("8192") is None
+
+
+@pytest.mark.parametrize("version", ["0.32.0", "0.33.0", "0.33.1rc2.dev7+g0123456", "0.32.0+cpu"])
+def test_the_releases_that_the_binding_was_read_against_are_taken(version: str) -> None:
+    assert version_problem(version) is None
+
+
+@pytest.mark.parametrize("version", ["0.31.2", "0.34.0", "0.3.3", "1.32.0", "dev"])
+def test_another_release_is_refused_with_those_that_would_do(version: str) -> None:
+    problem = version_problem(version)
+    assert problem is not None
+    assert version in problem
+    assert "0.32 or 0.33" in problem
