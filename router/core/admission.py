@@ -3,7 +3,10 @@
 Three levels. Classes share what leaves the queue in proportion to their weights, tenants share what
 their class gets in proportion to theirs (weighted fair queueing: whoever would finish first at its
 share goes first, the stricter class first among equals). One tenant's requests of a class go by
-slack: the time left until prefill must begin for the TTFT target to be met. Requests that come back
+slack: the time left until prefill must begin for the TTFT target to be met. Those that cannot meet
+it any more yield: served first they would make those late that still can, and then everybody is
+late (how earliest deadline first collapses under overload; Locke, 1986). They take what the others
+of their lane leave, so shares of classes and tenants are as they were. Requests that come back
 after a failure go before all others: their clients have been waiting.
 """
 
@@ -17,21 +20,20 @@ from router.core.policy import Policy
 from router.core.request import Request
 
 
-class _Lane:
-    """One tenant's requests of one class, least slack first. Discarded ones are skipped later."""
+class _Order:
+    """Requests, least slack first. Discarded ones are skipped later."""
 
-    __slots__ = ("_heap", "_order", "live", "turn")
+    __slots__ = ("_heap", "_pushed", "live")
 
-    def __init__(self, turn: float) -> None:
+    def __init__(self) -> None:
         self._heap: list[tuple[float, int, Request]] = []
-        self._order = 0
+        self._pushed = 0
         self.live: dict[str, Request] = {}
-        self.turn = turn  # virtual time at which its share is used up
 
     def push(self, request: Request) -> None:
-        self._order += 1
+        self._pushed += 1
         self.live[request.request_id] = request
-        heapq.heappush(self._heap, (request.start_by_s, self._order, request))
+        heapq.heappush(self._heap, (request.start_by_s, self._pushed, request))
 
     def head(self) -> Request:
         while True:
@@ -40,17 +42,48 @@ class _Lane:
                 return request
             heapq.heappop(self._heap)
 
-    def sweep(self) -> None:
-        """Forget discarded requests once they are most of the heap."""
+    def discard(self, request: Request) -> bool:
+        """Whether it was here. Discarded ones are swept out once they are most of the heap."""
+        if self.live.get(request.request_id) is not request:
+            return False
+        del self.live[request.request_id]
         if len(self._heap) > 64 and len(self._heap) > 2 * len(self.live):
             self._heap = [e for e in self._heap if self.live.get(e[2].request_id) is e[2]]
             heapq.heapify(self._heap)
+        return True
+
+
+class _Lane:
+    """One tenant's requests of one class: those that can be in time, then those that cannot."""
+
+    __slots__ = ("late", "timely", "turn")
+
+    def __init__(self, turn: float) -> None:
+        self.timely = _Order()
+        self.late = _Order()
+        self.turn = turn  # virtual time at which its share is used up
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has any."""
+        return bool(self.timely.live) or bool(self.late.live)
+
+    def has(self, request: Request) -> bool:
+        name = request.request_id
+        return self.timely.live.get(name) is request or self.late.live.get(name) is request
+
+    def head(self) -> Request:
+        return self.timely.head() if self.timely.live else self.late.head()
+
+    def requests(self) -> list[Request]:
+        """All of them."""
+        return [*self.timely.live.values(), *self.late.live.values()]
 
 
 class _Class:
-    """The lanes of one class, and how much work waits in them."""
+    """The lanes of one class, and how much work waits in them, timely and late."""
 
-    __slots__ = ("cost", "lanes", "now", "turn", "weight")
+    __slots__ = ("cost", "lanes", "late_cost", "now", "turn", "weight")
 
     def __init__(self, weight: float, turn: float) -> None:
         self.weight = weight
@@ -58,6 +91,12 @@ class _Class:
         self.lanes: dict[str, _Lane] = {}
         self.now = 0.0  # virtual time of the lanes
         self.cost = 0.0
+        self.late_cost = 0.0
+
+    @property
+    def waits(self) -> bool:
+        """Whether anything waits in it."""
+        return any(lane.waits for lane in self.lanes.values())
 
 
 class AdmissionQueue:
@@ -77,7 +116,7 @@ class AdmissionQueue:
         yield from self._returned.values()
         for rank in sorted(self._classes):
             for lane in self._classes[rank].lanes.values():
-                yield from lane.live.values()
+                yield from lane.requests()
 
     @property
     def full(self) -> bool:
@@ -85,16 +124,26 @@ class AdmissionQueue:
         return self._length >= self._policy.queue_limit
 
     def cost_ahead(self, rank: int) -> tuple[float, float]:
-        """(tokens waiting in a class, tokens waiting in all)."""
+        """(tokens that go before a newcomer of a class, tokens that go before it in all classes).
+
+        What is late in its own class yields to it.
+        """
         own = self._classes.get(rank)
-        everything = sum((one.cost for one in self._classes.values()), 0.0)
+        everything = sum((one.cost + one.late_cost for one in self._classes.values()), 0.0)
         everything += sum((request.cost for request in self._returned.values()), 0.0)
-        return (0.0 if own is None else own.cost), everything
+        if own is None:
+            return 0.0, everything
+        return own.cost, everything - own.late_cost
+
+    def cost_of(self, rank: int) -> float:
+        """Tokens waiting in a class, late ones with them."""
+        own = self._classes.get(rank)
+        return 0.0 if own is None else own.cost + own.late_cost
 
     def share(self, rank: int) -> float:
         """What a class gets of what leaves the queue while all that wait go on waiting."""
         weight = self._policy.of_class(rank).weight
-        waiting = (one for other, one in self._classes.items() if other != rank and one.cost > 0)
+        waiting = (one for other, one in self._classes.items() if other != rank and one.waits)
         others = sum((one.weight for one in waiting), 0.0)
         return weight / (weight + others)
 
@@ -117,11 +166,11 @@ class AdmissionQueue:
         if lane is None:
             lane = one.lanes[tenant] = _Lane(one.now)
         # Whoever had nothing to do gains nothing by it.
-        if not any(other.live for other in one.lanes.values()):
+        if not one.waits:
             one.turn = max(one.turn, self._now)
-        if not lane.live:
+        if not lane.waits:
             lane.turn = max(lane.turn, one.now)
-        lane.push(request)
+        lane.timely.push(request)
         one.cost += request.cost
         self._length += 1
 
@@ -134,12 +183,26 @@ class AdmissionQueue:
         """The head leaves to be served: its class and tenant have had so much of their shares."""
         one = self._classes.get(request.class_rank)
         lane = None if one is None else one.lanes.get(request.tenant)
-        if one is not None and lane is not None and request.request_id in lane.live:
+        if one is not None and lane is not None and lane.has(request):
             # Virtual time is when whoever is served began, as in start-time fair queueing.
             self._now, one.now = max(self._now, one.turn), max(one.now, lane.turn)
             one.turn += request.cost / one.weight
             lane.turn += request.cost / self._policy.of_tenant(request.tenant).weight
         self.discard(request)
+
+    def defer(self, request: Request) -> bool:
+        """A request cannot be in time any more: it yields to those of its lane that can.
+
+        Those that came back after a failure yield to nobody. Returns whether it yields from now on.
+        """
+        one = self._classes.get(request.class_rank)
+        lane = None if one is None else one.lanes.get(request.tenant)
+        if one is None or lane is None or not lane.timely.discard(request):
+            return False
+        lane.late.push(request)
+        one.cost -= request.cost
+        one.late_cost += request.cost
+        return True
 
     def discard(self, request: Request) -> None:
         """Take a request out, from wherever it stands; nothing happens if it does not wait."""
@@ -148,30 +211,42 @@ class AdmissionQueue:
             return
         one = self._classes.get(request.class_rank)
         lane = None if one is None else one.lanes.get(request.tenant)
-        if one is None or lane is None or lane.live.get(request.request_id) is not request:
+        if one is None or lane is None:
             return
-        del lane.live[request.request_id]
-        lane.sweep()
-        one.cost -= request.cost
+        if lane.timely.discard(request):
+            one.cost -= request.cost
+        elif lane.late.discard(request):
+            one.late_cost -= request.cost
+        else:
+            return
         self._length -= 1
-        if not lane.live and lane.turn <= one.now:
+        if not lane.waits and lane.turn <= one.now:
             del one.lanes[request.tenant]
-        if not any(other.live for other in one.lanes.values()):
-            one.cost = 0.0  # floats add up to nearly nothing
+        if not one.waits:
+            one.cost = one.late_cost = 0.0  # floats add up to nearly nothing
             if one.turn <= self._now:
                 del self._classes[request.class_rank]
 
     def lowest_below(self, rank: int) -> Request | None:
-        """Whom to shed for a request of this class: the last of the least strict class below."""
+        """Whom to shed for a request of this class: of the least strict class below the one that
+        would go last."""
         for other in sorted(self._classes, reverse=True):
             if other <= rank:
                 return None
-            waiting = [
-                r for lane in self._classes[other].lanes.values() for r in lane.live.values()
-            ]
+            lanes = self._classes[other].lanes.values()
+            late = [request for lane in lanes for request in lane.late.live.values()]
+            waiting = late or [request for lane in lanes for request in lane.requests()]
             if waiting:
-                return max(waiting, key=lambda request: (request.start_by_s, request.request_id))
+                return max(waiting, key=_last)
         return None
+
+    def latest_of(self, rank: int) -> Request | None:
+        """Of those of a class that yield, the one that would go last."""
+        own = self._classes.get(rank)
+        if own is None or not own.late_cost:
+            return None
+        late = [request for lane in own.lanes.values() for request in lane.late.live.values()]
+        return max(late, key=_last, default=None)
 
     def _turn(self) -> tuple[int, _Class, _Lane] | None:
         """The class and the lane that would finish first at their shares."""
@@ -180,7 +255,7 @@ class AdmissionQueue:
             lanes = [
                 (lane.turn + lane.head().cost / self._policy.of_tenant(tenant).weight, tenant)
                 for tenant, lane in one.lanes.items()
-                if lane.live
+                if lane.waits
             ]
             if not lanes:
                 continue
@@ -189,3 +264,7 @@ class AdmissionQueue:
             if best is None or (finish, rank) < best[:2]:
                 best = (finish, rank, one, lane)
         return None if best is None else best[1:]
+
+
+def _last(request: Request) -> tuple[float, str]:
+    return request.start_by_s, request.request_id

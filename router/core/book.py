@@ -39,6 +39,7 @@ class Book:
         self.blocked: Blocked | None = None  # what the queue's first waits for
         self.requests: dict[str, Request] = {}  # those whose client still waits
         self.deadlines = Deadlines()
+        self.patience = Deadlines()  # of those that yield: until when they may wait
         self.renewals = Renewals()
         self.silences = Silences()
         self.history: deque[Request] = deque(maxlen=policy.history)

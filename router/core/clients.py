@@ -6,7 +6,7 @@ from protos.tandem.v1 import common_pb2
 from router.core.book import Book
 from router.core.events import CancelRequested, RequestArrived
 from router.core.instructions import SendPrefill, SendRenew, SendReserve
-from router.core.placement import Ask, Blocked, Choice, choose, fits_nowhere
+from router.core.placement import Ask, Blocked, Candidate, Choice, choose, fits_nowhere
 from router.core.request import Cause, Decision, Request, State
 from router.core.shedding import Limits, Outflow, longest_wait_s, predicted_wait_s
 
@@ -53,7 +53,7 @@ class Clients:
         elif not book.fleet.has_decode:
             book.end(request, common_pb2.REASON_NO_WORKERS, "no decode worker is connected")
         elif self._finds_place(request):
-            book.deadlines.add(request)
+            book.deadlines.add(request, request.deadline_s)
             # Where nobody waits there is no order to keep.
             if len(book.queue) or not self._goes_at_once(request):
                 book.enter(request)
@@ -102,6 +102,7 @@ class Clients:
         """Let requests leave the queue, whoever's turn it is, as long as they can be taken."""
         book = self._book
         book.blocked = None
+        self._give_up()
         if not len(book.queue):
             self._outflow.emptied()
             return
@@ -117,6 +118,8 @@ class Clients:
                 continue
             choice = choose(book.fleet, book.policy, self._ask(request))
             if choice.chosen is not None:
+                if self._yields(request, choice.chosen):
+                    continue
                 book.queue.take(request)
                 self._outflow.served(request.cost, book.now_s)
                 self._start(request, choice)
@@ -131,6 +134,36 @@ class Clients:
                 self._outflow.filled(book.now_s)
                 return
         self._outflow.emptied()
+
+    def _yields(self, request: Request, best: Candidate) -> bool:
+        """Whether a request whose turn it is lets others go first, or ends: even the best pair
+        would be too late for its TTFT target, and others of its lane may still meet theirs."""
+        book = self._book
+        first_token_s = book.now_s + best.wait_s + best.read_s
+        if first_token_s <= request.arrived_s + request.ttft_s or not book.queue.defer(request):
+            return False
+        longest_s = longest_wait_s(book.policy, request)
+        wait_s = book.now_s - request.arrived_s + self._wait_of_all_s(request)
+        if wait_s > longest_s:
+            self._refuse(request, wait_s, longest_s)
+        else:
+            request.move(book.now_s, State.QUEUED, Cause.YIELDS)
+            book.patience.add(request, request.arrived_s + longest_s)
+        return True
+
+    def _give_up(self) -> None:
+        """End those that have yielded for as long as they may wait."""
+        book = self._book
+        for request in book.patience.expired(book.now_s):
+            if request.state is State.QUEUED:
+                longest_s = longest_wait_s(book.policy, request)
+                self._refuse(request, longest_s + self._wait_of_all_s(request), longest_s)
+
+    def _wait_of_all_s(self, request: Request) -> float:
+        """How long until all that waits in a request's class has left; 0 while it is not known."""
+        queue, outflow_per_s = self._book.queue, self._outflow.per_s(self._book.now_s)
+        own = queue.cost_of(request.class_rank) / queue.share(request.class_rank)
+        return own / outflow_per_s if outflow_per_s else 0.0
 
     def _finds_place(self, request: Request) -> bool:
         """Whether a newcomer is queued; if not, it has been told why and when to come again."""
@@ -158,6 +191,9 @@ class Clients:
             self._shed(victim, wait_s, "stricter classes need what there is")
         if book.queue.full:
             victim = book.queue.lowest_below(request.class_rank)
+            if victim is None and (victim := book.queue.latest_of(request.class_rank)) is not None:
+                self._shed(victim, wait_s, "the queue is full, and it cannot be in time any more")
+                return True
             if victim is None:
                 detail = f"{len(book.queue)} requests are waiting already; retry later"
                 retry_s = wait_s or book.policy.of_class(request.class_rank).ttft_s

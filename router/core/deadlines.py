@@ -11,19 +11,19 @@ _SWEEP_ABOVE = 64
 
 
 class Deadlines:
-    """Deadlines of live requests, earliest first."""
+    """Moments at which something is up for live requests, earliest first."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Request]] = []
         self._added = 0
         self._sweep_at = _SWEEP_ABOVE
 
-    def add(self, request: Request) -> None:
-        """Watch a request, if it has a deadline."""
-        if request.deadline_s is None:
+    def add(self, request: Request, at_s: float | None) -> None:
+        """Watch a request, if there is such a moment for it."""
+        if at_s is None:
             return
-        self._added += 1  # equal deadlines stay in order of arrival
-        heapq.heappush(self._heap, (request.deadline_s, self._added, request))
+        self._added += 1  # equal moments stay in order
+        heapq.heappush(self._heap, (at_s, self._added, request))
         if len(self._heap) > self._sweep_at:
             self._heap = [entry for entry in self._heap if entry[2].live]
             heapq.heapify(self._heap)
@@ -31,7 +31,7 @@ class Deadlines:
 
     @property
     def next_s(self) -> float | None:
-        """The earliest deadline of a live request."""
+        """The earliest moment of a live request."""
         while self._heap and not self._heap[0][2].live:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None

@@ -71,6 +71,7 @@ class Lifecycle:
         probe_s = book.fleet.next_probe_s if len(book.queue) else None
         return earliest(
             book.deadlines.next_s,
+            book.patience.next_s,
             book.renewals.next_s,
             book.silences.next_s,
             self._workforce.gives_up_s,

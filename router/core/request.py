@@ -57,6 +57,7 @@ class Cause(enum.StrEnum):
     PREFILL_DONE = "prefill wrote the state"
     STATE_ARRIVED = "decode accepted the state"
     DECODE_TOKENS = "decode sent tokens"
+    YIELDS = "it cannot meet its TTFT target any more; those that can go first"
     REFUSED = "a worker took less than its credits said"
     LEAVES = "its worker is to be emptied; it goes on at another one"
     MOVED = "its state has left for another worker"

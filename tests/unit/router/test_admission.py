@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from protos.tandem.v1 import common_pb2
 from router.core.admission import AdmissionQueue
-from router.core.events import CancelRequested, Ended
+from router.core.events import CancelRequested, Ended, Tick
 from router.core.instructions import Finish, SendPrefill
 from router.core.policy import ClassPolicy, Policy, TenantPolicy
-from router.core.request import Request
+from router.core.request import Cause, Request, State
 from router.core.shedding import Limits, Outflow
 from tests.unit.router.lifecycle_bench import Bench, the_finish, tokens
 
@@ -42,6 +42,40 @@ def test_inside_a_class_the_least_slack_goes_first() -> None:
     for name, start_by_s in (("later", 3.0), ("soon", 1.0), ("latest", 9.0), ("next", 2.0)):
         queue.push(_request(name, start_by_s=start_by_s))
     assert [one.request_id for one in _served(queue, 4)] == ["soon", "next", "later", "latest"]
+
+
+def test_those_that_cannot_be_in_time_yield_inside_their_class_and_are_served_after() -> None:
+    queue = AdmissionQueue(Policy(classes=_CLASSES))
+    late = _request("late", start_by_s=1.0)
+    queue.push(late)
+    queue.push(_request("timely", start_by_s=5.0))
+    queue.push(_request("other", 1, start_by_s=9.0, cost=10))
+    assert queue.defer(late)
+    assert not queue.defer(late), "it yields already"
+    assert queue.cost_ahead(0) == (100.0, 110.0), "a newcomer goes before it"
+    assert queue.cost_of(0) == 200.0
+    served = [one.request_id for one in _served(queue, 3)]
+    assert served.index("timely") < served.index("late")
+    assert queue.cost_of(0) == 0.0
+
+
+def test_a_class_whose_requests_are_late_keeps_its_share() -> None:
+    queue = AdmissionQueue(Policy(classes=_CLASSES))
+    for number in range(50):
+        strict = _request(f"s{number}", 0)
+        queue.push(strict)
+        queue.defer(strict)
+        queue.push(_request(f"b{number}", 1))
+    served = Counter(one.class_rank for one in _served(queue, 50))
+    assert served == {0: 40, 1: 10}
+
+
+def test_those_that_come_back_yield_to_nobody() -> None:
+    queue = AdmissionQueue(Policy())
+    returned = _request("returned")
+    queue.push_front(returned)
+    assert not queue.defer(returned)
+    assert queue.head() is returned
 
 
 def test_slack_is_the_target_less_the_time_to_read_the_prompt() -> None:
@@ -94,18 +128,26 @@ def test_those_that_come_back_go_before_all_others() -> None:
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(
-        st.tuples(st.integers(0, 1), st.sampled_from("ab"), st.integers(0, 5), st.booleans()),
+        st.tuples(
+            st.integers(0, 1),
+            st.sampled_from("ab"),
+            st.integers(0, 5),
+            st.booleans(),
+            st.booleans(),
+        ),
         max_size=40,
     )
 )
 def test_everything_pushed_is_served_once_or_discarded(
-    pushes: list[tuple[int, str, int, bool]],
+    pushes: list[tuple[int, str, int, bool, bool]],
 ) -> None:
     queue = AdmissionQueue(Policy(classes=_CLASSES))
     expected = set()
-    for number, (rank, tenant, start_by_s, discarded) in enumerate(pushes):
+    for number, (rank, tenant, start_by_s, late, discarded) in enumerate(pushes):
         request = _request(f"r{number}", rank, tenant, float(start_by_s))
         queue.push(request)
+        if late:
+            assert queue.defer(request)
         if discarded:
             queue.discard(request)
             queue.discard(request)
@@ -206,6 +248,77 @@ def test_without_a_measured_outflow_nobody_is_shed() -> None:
     assert bench.request("running") != []
     for number in range(18):
         assert bench.request(f"r{number}") == []
+
+
+def _end(bench: Bench, handle: int) -> list[Finish]:
+    """Decode has ended a request: its slot is free. Returns those that ended."""
+    bench.feed(tokens("d", 0, 40, handle=handle))
+    out = bench.feed(Ended("d", handle, common_pb2.REASON_LENGTH))
+    return [item for item in out if isinstance(item, Finish)]
+
+
+def test_a_request_that_is_too_late_lets_those_go_that_can_be_in_time() -> None:
+    bench = Bench("d", slots=1, queue_limit=50)
+    bench.request("running")
+    bench.request("doomed")  # 0.5 s to its first token
+    bench.now_s += 0.6
+    bench.request("newcomer")
+    _end(bench, 1)
+    assert bench.state("newcomer") is State.PREFILLING
+    assert bench.state("doomed") is State.QUEUED
+    story = bench.core.explain("doomed")
+    assert story is not None
+    assert any(one.cause is Cause.YIELDS for one in story.transitions)
+    _end(bench, 2)
+    assert bench.state("doomed") is State.PREFILLING, "it is served when there is room"
+
+
+def test_who_yields_for_as_long_as_it_may_wait_is_told_when_to_come_again() -> None:
+    bench = Bench("d", slots=1, queue_limit=50, patience=4.0)  # 2 s
+    bench.request("running")
+    bench.request("doomed")
+    bench.now_s += 0.6
+    bench.request("newcomer")
+    _end(bench, 1)
+    due_s = bench.due_s
+    assert due_s is not None
+    assert due_s - 100.0 <= 2.0, "it asks to be woken when patience ends"
+    finish = the_finish(bench.feed(Tick(), 1.5))
+    assert (finish.request_id, finish.reason) == ("doomed", common_pb2.REASON_OVERLOADED)
+    assert finish.retry_after_s is not None
+    assert finish.retry_after_s > 0.0
+
+
+def test_a_full_queue_gives_the_place_of_one_that_yields_to_a_newcomer() -> None:
+    bench = Bench("d", slots=1, queue_limit=2)
+    bench.request("running")
+    bench.request("doomed")
+    bench.now_s += 0.6
+    bench.request("timely")
+    _end(bench, 1)
+    bench.request("second")
+    finish = the_finish(bench.request("third"))
+    assert (finish.request_id, finish.reason) == ("doomed", common_pb2.REASON_OVERLOADED)
+    assert {one.request_id for one in bench.core.queue} == {"second", "third"}
+
+
+def test_under_overload_what_is_served_is_in_time() -> None:
+    # Three requests come in the time of one: with the oldest first everybody would be late.
+    bench = Bench("d", slots=1, queue_limit=500, patience=1000.0)
+    bench.request("r0")
+    waits: list[float] = []
+    for number in range(1, 120):
+        bench.now_s += 0.1
+        bench.request(f"r{number}")
+        if number % 3 == 0:
+            handle = number // 3
+            _end(bench, handle)
+            (running,) = (
+                one for one in bench.core.requests.values() if one.state is not State.QUEUED
+            )
+            waits.append(bench.now_s - running.arrived_s)
+    assert max(waits) <= 0.5
+    assert len(bench.core.queue) > 60
 
 
 def test_the_outflow_is_measured_only_while_somebody_waits() -> None:

@@ -249,7 +249,7 @@ def test_a_source_that_is_lost_with_nothing_unsaid_needs_no_reading() -> None:
 def test_the_end_of_a_request_reaches_both_workers_wherever_it_is(when: str, why: str) -> None:
     bench = decoding("d2")
     bench.core.requests["r"].deadline_s = bench.now_s + 5.0
-    bench.core.book.deadlines.add(bench.core.requests["r"])
+    bench.core.book.deadlines.add(bench.core.requests["r"], bench.now_s + 5.0)
     steps: list[Event] = [DrainRequested("d")]
     if when != "leaving":
         steps.append(Reserved("d2", 2, TICKET))
