@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from orchestrator.autoscaler.decisions import Cause, Decision
+from orchestrator.autoscaler.decisions import Decision
 from orchestrator.autoscaler.ground import Ground, whole
 from orchestrator.autoscaler.lengths import Lengths
 from orchestrator.autoscaler.observation import ROLES, Change, Observation
+from protos.tandem.v1 import common_pb2
 from router.core.events import Role
 
 
-class _Rule:
+class _Rule(ABC):
     """Counts decisions; `_counts` is the rule."""
 
     name = ""
@@ -36,11 +38,13 @@ class _Rule:
         if after == dict(wanted):
             return Change(wanted)
         number = next(self._numbers)
-        decision = Decision(number, observed.now_s, self.name, Cause.RULE, dict(wanted), after)
+        reason = common_pb2.REASON_POLICY_RULE
+        decision = Decision(number, observed.now_s, self.name, reason, dict(wanted), after)
         return Change(after, decision=decision)
 
+    @abstractmethod
     def _counts(self, observed: Observation, wanted: Mapping[Role, int]) -> Mapping[Role, int]:
-        raise NotImplementedError
+        """How many workers of each role there should be."""
 
 
 class FixedCounts(_Rule):

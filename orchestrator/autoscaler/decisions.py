@@ -6,26 +6,28 @@ weighed, and a reason; whoever carries it out acknowledges it. `tandem why` show
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from protos.tandem.v1 import common_pb2
 from router.core.events import Role
+from router.core.reasons import Reason, reason_name
 
-
-class Cause(enum.StrEnum):
-    """Why a pool changes: words for people who run the cluster."""
-
-    DEMAND_GREW = "demand grew"
-    DEMAND_EXPECTED = "demand is expected to grow before a new worker could serve"
-    BACKLOG = "requests are waiting"
-    LENGTHS_CHANGED = "requests have become longer or shorter"
-    SURPLUS = "the other workers carry the load within targets"
-    IDLE = "there is no traffic"
-    CALLED_OFF = "workers that were waiting for GPUs are not needed any more"
-    BALANCE = "one pool has workers to spare that the other one lacks"
-    LIMITS = "the pool was outside of its limits"
-    RULE = "the rule of the policy"
+# The reason codes of decisions in words, for people who run the cluster.
+WORDS: Mapping[Reason, str] = {
+    common_pb2.REASON_DEMAND_GREW: "demand grew",
+    common_pb2.REASON_DEMAND_EXPECTED: (
+        "demand is expected to grow before a new worker could serve"
+    ),
+    common_pb2.REASON_BACKLOG: "requests are waiting",
+    common_pb2.REASON_LENGTHS_CHANGED: "prompts or answers have become longer",
+    common_pb2.REASON_SURPLUS: "the other workers carry the load within targets",
+    common_pb2.REASON_IDLE: "there is no traffic",
+    common_pb2.REASON_CALLED_OFF: "workers that were waiting for GPUs are not needed any more",
+    common_pb2.REASON_UNBALANCED: "one pool has workers to spare that the other one lacks",
+    common_pb2.REASON_LIMITS: "the pool was outside of its limits",
+    common_pb2.REASON_POLICY_RULE: "the rule of the policy",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class Decision:
     number: int
     at_s: float
     policy: str
-    cause: Cause
+    reason: Reason
     before: Mapping[Role, int]
     after: Mapping[Role, int]
     flips: Mapping[Role, int] = field(default_factory=dict)
@@ -73,7 +75,7 @@ class Decision:
             if self.before[role] != self.after[role]
         ]
         parts += [f"{count} take the role {role}" for role, count in self.flips.items() if count]
-        return f"{self.decision_id}: {', '.join(parts) or 'nothing'}: {self.cause}"
+        return f"{self.decision_id}: {', '.join(parts) or 'nothing'}: {WORDS[self.reason]}"
 
     def lines(self) -> list[str]:
         """The whole story, for people."""
@@ -91,8 +93,8 @@ class Decision:
             "decision_id": self.decision_id,
             "at_s": round(self.at_s, 3),
             "policy": self.policy,
-            "reason": self.cause.name,
-            "reason_text": self.cause.value,
+            "reason": reason_name(self.reason),
+            "reason_text": WORDS[self.reason],
             "before": dict(self.before),
             "after": dict(self.after),
             "flips": dict(self.flips),

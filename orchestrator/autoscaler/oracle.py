@@ -16,11 +16,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.autoscaler.decisions import Cause, Decision
+from orchestrator.autoscaler.decisions import Decision
 from orchestrator.autoscaler.ground import Ground
 from orchestrator.autoscaler.observation import ROLES, Change, Observation
 from orchestrator.planner.workload import sampled
 from orchestrator.simulator.trace import TraceRequest
+from protos.tandem.v1 import common_pb2
 from router.core.events import Role
 
 
@@ -110,7 +111,8 @@ class Oracle:
         if after == dict(wanted):
             return Change(wanted)
         number = next(self._numbers)
-        decision = Decision(number, observed.now_s, self.name, Cause.RULE, dict(wanted), after)
+        reason = common_pb2.REASON_POLICY_RULE
+        decision = Decision(number, observed.now_s, self.name, reason, dict(wanted), after)
         return Change(after, decision=decision)
 
 

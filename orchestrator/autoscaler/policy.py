@@ -14,18 +14,21 @@ fraction of that time (the ski-rental argument).
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from orchestrator.autoscaler.correction import Correction
-from orchestrator.autoscaler.decisions import Alternative, Cause, Decision
+from orchestrator.autoscaler.decisions import Alternative, Decision
 from orchestrator.autoscaler.ground import Ground, within
 from orchestrator.autoscaler.lengths import Lengths
 from orchestrator.autoscaler.observation import ROLES, Change, Observation
 from orchestrator.autoscaler.rates import ArrivalRate, Rate
 from orchestrator.autoscaler.sizing import Need, Sizing
+from protos.tandem.v1 import common_pb2
 from router.core.events import Role
+from router.core.reasons import Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,10 @@ class Tuning:
         doubt_up: standard deviations of the rate that are added to it before sizing up.
         margin_down, doubt_down: share of the rate, and standard deviations, that the workers which
             stay must be able to carry besides.
-        hold_share, least_hold_s: how long a surplus must last: a share of the cold start.
+        hold_share, least_hold_s: how long a surplus must last that a jump has made: a share of the
+            cold start.
+        drift_holds: how many times as long one must last that the rate has drifted into, because
+            noise at an edge between two counts looks the same.
         warm_s: age from which on a worker's own measurements count.
         correction_half_life_s: of the measured over the predicted rates.
     """
@@ -50,8 +56,27 @@ class Tuning:
     doubt_down: float = 1.5
     hold_share: float = 0.5
     least_hold_s: float = 20.0
+    drift_holds: float = 3.0
     warm_s: float = 15.0
     correction_half_life_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Basis:
+    """What a decision rests on."""
+
+    rate: Rate
+    up_rps: float
+    backlog_rps: float
+    idle: bool
+    isl_tokens: float
+    osl_tokens: float
+
+    def longer(self, before: _Basis) -> bool:
+        """Whether requests have become longer by more than a tenth."""
+        return (
+            self.isl_tokens > 1.1 * before.isl_tokens or self.osl_tokens > 1.1 * before.osl_tokens
+        )
 
 
 class TandemPolicy:
@@ -68,8 +93,10 @@ class TandemPolicy:
         self._correction = Correction(tuning.warm_s, tuning.correction_half_life_s)
         self._hold_s = max(ground.cold_start_s * tuning.hold_share, tuning.least_hold_s)
         self._kept: deque[tuple[float, dict[Role, int]]] = deque()
+        self._fell_s = -math.inf  # when the rate last jumped down
         self._quiet_s = 0.0
         self._began_s: float | None = None
+        self._sized_for: _Basis | None = None  # the decision before
         self._numbers = itertools.count(1)
 
     def __call__(self, observed: Observation, wanted: Mapping[Role, int]) -> Change:
@@ -79,6 +106,8 @@ class TandemPolicy:
         workload = self._lengths.workload(ground.attainment)
         sizing = ground.sizing(workload, self._correction.factors)
         rate = self._rate.now()
+        if rate.fell:
+            self._fell_s = observed.now_s
         up_rps = self._demand(rate, tuning.doubt_up)
         backlog_rps = self._backlog_rps(observed, sizing)
         down_rps = self._demand(rate, tuning.doubt_down) * (1.0 + tuning.margin_down)
@@ -93,12 +122,14 @@ class TandemPolicy:
         flips = self._flips(observed, have, after, keep)
         if after == have and not any(flips.values()):
             return Change(have if dict(wanted) != have else wanted)
-        cause = self._cause(observed, have, after, flips, idle, rate, up_rps, backlog_rps)
+        basis = _Basis(rate, up_rps, backlog_rps, idle, workload.mean_isl, workload.mean_osl)
+        reason = self._reason(observed, have, after, flips, basis)
+        self._sized_for = basis
         decision = Decision(
             next(self._numbers),
             observed.now_s,
             self.name,
-            cause,
+            reason,
             have,
             after,
             flips,
@@ -115,10 +146,13 @@ class TandemPolicy:
         if self._began_s is None:
             self._began_s = now_s
         self._kept.append((now_s, dict(keep)))
-        while self._kept[0][0] < now_s - self._hold_s:
+        longest_s = self._hold_s * self._tuning.drift_holds
+        while self._kept[0][0] < now_s - longest_s:
             self._kept.popleft()
-        held = {role: max(one[role] for _, one in self._kept) for role in ROLES}
-        if now_s - self._began_s < self._hold_s:
+        hold_s = self._hold_s if now_s - self._fell_s <= longest_s else longest_s
+        late = [one for at_s, one in self._kept if at_s >= now_s - hold_s]
+        held = {role: max(one[role] for one in late) for role in ROLES}
+        if now_s - self._began_s < hold_s:
             # Nothing is known yet of the time before.
             return {role: max(have[role], held[role]) for role in ROLES}
         return held
@@ -133,10 +167,12 @@ class TandemPolicy:
 
     def _demand(self, rate: Rate, doubts: float) -> float:
         """Requests a second to be ready for: those of now, and those at now + cold start."""
-        return max(rate.level, rate.ahead.value) + doubts * rate.doubt
+        return max(rate.level, rate.ahead.value, rate.recurring) + doubts * rate.doubt
 
     def _backlog_rps(self, observed: Observation, sizing: Sizing) -> float:
         """What waits beyond a usual queue, to be worked off in the time of a cold start."""
+        if any(observed.coming.values()):
+            return 0.0  # what comes was asked for because of what waits
         usual = sizing.reading.rate * observed.serving["prefill"] * self._ground.ttft_s / 2.0
         beyond = max(observed.queued_requests - usual, 0.0)
         return beyond / max(self._lead_s, 4.0 * self._ground.period_s)
@@ -194,29 +230,33 @@ class TandemPolicy:
                 after[other] = min(after[other], have[other] - count)
         return flips
 
-    def _cause(
+    def _reason(
         self,
         observed: Observation,
         have: Mapping[Role, int],
         after: Mapping[Role, int],
         flips: Mapping[Role, int],
-        idle: bool,
-        rate: Rate,
-        up_rps: float,
-        backlog_rps: float,
-    ) -> Cause:
+        basis: _Basis,
+    ) -> Reason:
+        if any(self._ground.bounded(role, have[role]) != have[role] for role in ROLES):
+            return common_pb2.REASON_LIMITS
         more = sum(after.values()) > sum(have.values())
         if any(flips.values()) and not more:
-            return Cause.BALANCE
+            return common_pb2.REASON_UNBALANCED
         if not more:
-            if idle:
-                return Cause.IDLE
+            if basis.idle:
+                return common_pb2.REASON_IDLE
             if sum(observed.pending.values()) >= sum(have.values()) - sum(after.values()):
-                return Cause.CALLED_OFF
-            return Cause.SURPLUS
-        if backlog_rps > 0.25 * up_rps:
-            return Cause.BACKLOG
-        return Cause.DEMAND_EXPECTED if rate.ahead.value > 1.05 * rate.level else Cause.DEMAND_GREW
+                return common_pb2.REASON_CALLED_OFF
+            return common_pb2.REASON_SURPLUS
+        rate, before = basis.rate, self._sized_for
+        if basis.backlog_rps > 0.25 * basis.up_rps:
+            return common_pb2.REASON_BACKLOG
+        if max(rate.ahead.value, rate.recurring) > 1.05 * rate.level:
+            return common_pb2.REASON_DEMAND_EXPECTED
+        if before is not None and basis.up_rps < 1.05 * before.up_rps and basis.longer(before):
+            return common_pb2.REASON_LENGTHS_CHANGED
+        return common_pb2.REASON_DEMAND_GREW
 
     def _inputs(
         self, observed: Observation, rate: Rate, sizing: Sizing, backlog_rps: float
@@ -226,6 +266,7 @@ class TandemPolicy:
             "arrival_rps": rate.level,
             "arrival_doubt_rps": rate.doubt,
             f"forecast_{rate.ahead.method}_rps": rate.ahead.value,
+            "recurring_jump_rps": rate.recurring,
             "lead_s": self._lead_s,
             "queued_requests": float(observed.queued_requests),
             "backlog_rps": backlog_rps,
@@ -264,7 +305,7 @@ class TandemPolicy:
                 found.append(
                     Alternative(
                         f"{up[role]} {role} workers",
-                        f"up to {held[role]} were needed within the last {self._hold_s:.0f} s",
+                        f"up to {held[role]} were needed within the time that a surplus must last",
                     )
                 )
         return tuple(found)

@@ -3,7 +3,7 @@
 A forecast is slow to believe a step, because a step looks like noise at first. So the newest counts
 are held against what was expected of them: when the counts of one, two or three periods together
 are as unlikely as a jump (`_UNLIKELY` standard deviations), the forecasters begin anew at the new
-level. In between, noise is averaged away.
+level. In between, noise is averaged away. Jumps that come back are expected (`recurrence.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from orchestrator.autoscaler.forecast import Chooser, Constant, Forecast
+from orchestrator.autoscaler.recurrence import RecurringJumps
 
 _UNLIKELY = 4.0
 _LOOKED_AT = 3  # periods
@@ -26,13 +27,15 @@ class Rate:
     Attributes:
         level: of late; `doubt` is its standard deviation.
         ahead: expected at the lead time, and how.
-        jumped: whether it has just changed abruptly.
+        fell: whether it has just become less abruptly.
+        recurring: level of a jump that is expected within the lead time; 0: none is.
     """
 
     level: float
     doubt: float
     ahead: Forecast
-    jumped: bool
+    fell: bool
+    recurring: float = 0.0
 
 
 class ArrivalRate:
@@ -49,24 +52,31 @@ class ArrivalRate:
         self._counted = 0.0  # periods that the level rests on, at most the window's
         self._last: deque[float] = deque(maxlen=_LOOKED_AT)
         self._dispersion = Constant(_DISPERSION_WINDOW)  # variance of counts over their mean
-        self._jumped = False
+        self._fell = False
+        self._now_s = 0.0  # since the beginning
+        self._recurring = RecurringJumps(period_s, lead_s)
 
     def observe(self, arrived: int) -> None:
         """The requests of a period."""
         rate = arrived / self._period_s
+        self._now_s += self._period_s
         self._last.append(rate)
         level = self._level.ahead(0)
-        self._jumped = False
+        self._fell = False
         if level is not None:
             periods = self._surprise(level)
             if periods:
-                self._jumped = True
                 self._restart(periods)
+                after = self._level.ahead(0) or 0.0
+                self._fell = after < level
+                began_s = self._now_s - periods * self._period_s
+                self._recurring.rate_changed(began_s, level, after)
                 return
             expected = max(level * self._period_s, 0.5)
             excess = (arrived - level * self._period_s) ** 2 / expected
             self._dispersion.observe(min(excess, _UNLIKELY**2))
         self._take(rate)
+        self._recurring.observe(self._now_s, self._level.ahead(0) or 0.0)
 
     def now(self) -> Rate:
         """As of the last period."""
@@ -74,7 +84,9 @@ class ArrivalRate:
         # The window of an exponentially weighted mean is worth twice its mean age in samples.
         seconds = max(min(2.0 * self._counted, 2.0 * self._window_s / self._period_s), 1.0)
         doubt = math.sqrt(self._spread * max(level, 0.0) / (seconds * self._period_s))
-        return Rate(level, doubt, self._chooser.ahead(self._lead_s, self._period_s), self._jumped)
+        ahead = self._chooser.ahead(self._lead_s, self._period_s)
+        recurring = self._recurring.expected_rps(self._now_s)
+        return Rate(level, doubt, ahead, self._fell, recurring)
 
     @property
     def _spread(self) -> float:

@@ -20,6 +20,8 @@ from router.core.policy import ClassPolicy, Policy
 from workers.perf.layouts import Layout
 
 COLD_STARTS_S = (30.0, 180.0)
+# The fewest workers, prefill and decode, that `tandem` is tried with besides where rates jump.
+FLOORS = ((2, 1), (3, 1), (3, 2), (4, 2))
 _SLOTS, _STEP_TOKENS = 64, 8192
 _ITL_S = 0.04
 
@@ -32,6 +34,7 @@ class Case:
         shifting: whether what is asked changes much over time, so that fixed counts are wasteful.
         cached_share: of prompts, that the clairvoyant policies assume to be cached.
         make: its requests, from the folder of traces.
+        jumps: of its rate, that nothing announces.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Case:
     ttft_s: float
     make: Callable[[Path], list[TraceRequest]]
     cached_share: float = 0.0
+    jumps: traffic.Jumps | None = None
 
     def cluster(self) -> Cluster:
         """Both pools; how many workers there are is for the policies."""
@@ -74,11 +78,15 @@ def _mooncake(folder: Path) -> list[TraceRequest]:
     return traffic.thickened(read_trace(folder / "mooncake_conversation.jsonl"), 2)
 
 
+def _shaped(shape: traffic.Shape) -> Case:
+    return Case(shape.name, True, 3.0, lambda _: traffic.requests_of(shape), jumps=shape.jumps)
+
+
 CASES: tuple[Case, ...] = (
-    Case("step", True, 3.0, lambda _: traffic.requests_of(traffic.step())),
-    Case("burst", True, 3.0, lambda _: traffic.requests_of(traffic.burst())),
-    Case("diurnal", True, 3.0, lambda _: traffic.requests_of(traffic.diurnal())),
-    Case("lengths", True, 3.0, lambda _: traffic.requests_of(traffic.lengths())),
+    _shaped(traffic.step()),
+    _shaped(traffic.burst()),
+    _shaped(traffic.diurnal()),
+    _shaped(traffic.lengths()),
     Case("azure", False, 3.0, _azure),
     Case("mooncake", False, 30.0, _mooncake, cached_share=0.3),
 )

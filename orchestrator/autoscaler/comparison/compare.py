@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.autoscaler.comparison.cases import COLD_STARTS_S, Case
+from orchestrator.autoscaler.comparison.cases import COLD_STARTS_S, FLOORS, Case
 from orchestrator.autoscaler.comparison.runs import Figures, run
 from orchestrator.autoscaler.comparison.search import WINDOW_S, best_oracle, static_best
 from orchestrator.autoscaler.names import REACTIVE
+from orchestrator.autoscaler.observation import ROLES
 from orchestrator.autoscaler.oracle import Oracle, windows_of
+from orchestrator.autoscaler.policy import TandemPolicy
 
 _BEGIN_HEADROOM = 1.0
 
@@ -47,6 +50,11 @@ def key_of(case: str, cold_start_s: float, policy: str) -> str:
     return f"{case}/{policy}" if policy == "static-best" else f"{case}/{cold_start_s:g}/{policy}"
 
 
+def floor_name(floor: tuple[int, int]) -> str:
+    """`tandem` with at least so many workers."""
+    return f"tandem, at least {floor[0]} + {floor[1]}"
+
+
 def compare(cases: Iterable[Case], traces: Path, runs: Runs, say: Say) -> None:
     """Run what the file does not have yet; a case whose trace is not there is left out."""
     for case in cases:
@@ -71,6 +79,15 @@ def compare(cases: Iterable[Case], traces: Path, runs: Runs, say: Say) -> None:
                 if not runs.has(key):
                     figures = run(cluster, requests, make(ground), name, ground, begin)
                     say(f"{name}: {figures.attainment:.4f}, {figures.gpu_hours:.2f} GPU-hours")
+                    runs.add(key, figures)
+            for floor in FLOORS if case.jumps is not None else ():
+                key = key_of(case.name, cold_start_s, floor_name(floor))
+                if not runs.has(key):
+                    held = replace(ground, least=dict(zip(ROLES, floor, strict=True)))
+                    count = {role: max(begin[role], held.least[role]) for role in ROLES}
+                    policy = TandemPolicy(held)
+                    figures = run(cluster, requests, policy, floor_name(floor), held, count)
+                    say(f"{floor_name(floor)}: {figures.attainment:.4f}")
                     runs.add(key, figures)
             key = key_of(case.name, cold_start_s, "static-best")
             if not runs.has(key):

@@ -17,6 +17,19 @@ _CV = 0.5  # of prompts and answers
 
 
 @dataclass(frozen=True, slots=True)
+class Jumps:
+    """A rate that jumps so many times from low to high, for `each_s`, within `seconds`."""
+
+    low_rps: float
+    high_rps: float
+    count: int
+    each_s: float
+    seconds: float
+    isl_tokens: float = 3000.0
+    osl_tokens: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
 class Shape:
     """Traffic over time: a rate, and the mean lengths of prompts and answers."""
 
@@ -26,6 +39,7 @@ class Shape:
     most_rps: float
     isl_tokens: Callable[[float], float] = lambda _: 3000.0
     osl_tokens: Callable[[float], float] = lambda _: 300.0
+    jumps: Jumps | None = None
 
 
 def step(low_rps: float = 2.0, high_rps: float = 14.0, seconds: float = 3600.0) -> Shape:
@@ -35,7 +49,8 @@ def step(low_rps: float = 2.0, high_rps: float = 14.0, seconds: float = 3600.0) 
     def rate_rps(at_s: float) -> float:
         return high_rps if begin_s <= at_s < end_s else low_rps
 
-    return Shape("step", seconds, rate_rps, high_rps)
+    jumps = Jumps(low_rps, high_rps, 1, end_s - begin_s, seconds)
+    return Shape("step", seconds, rate_rps, high_rps, jumps=jumps)
 
 
 def burst(low_rps: float = 3.0, high_rps: float = 12.0, seconds: float = 3600.0) -> Shape:
@@ -44,7 +59,8 @@ def burst(low_rps: float = 3.0, high_rps: float = 12.0, seconds: float = 3600.0)
     def rate_rps(at_s: float) -> float:
         return high_rps if 300.0 <= at_s % 600.0 < 360.0 else low_rps
 
-    return Shape("burst", seconds, rate_rps, high_rps)
+    jumps = Jumps(low_rps, high_rps, round(seconds / 600.0), 60.0, seconds)
+    return Shape("burst", seconds, rate_rps, high_rps, jumps=jumps)
 
 
 def diurnal(low_rps: float = 0.5, high_rps: float = 14.0, seconds: float = 7200.0) -> Shape:

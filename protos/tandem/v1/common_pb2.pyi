@@ -80,6 +80,26 @@ class _ReasonCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReasonCode
     REASON_CHECKSUM_MISMATCH: _ReasonCode.ValueType  # 52
     REASON_LEASE_EXPIRED: _ReasonCode.ValueType  # 53
     REASON_INTERNAL: _ReasonCode.ValueType  # 60
+    REASON_DEMAND_GREW: _ReasonCode.ValueType  # 70
+    """Why the autoscaler changed, or would change, a pool."""
+    REASON_DEMAND_EXPECTED: _ReasonCode.ValueType  # 71
+    """demand will have grown before a new worker could serve"""
+    REASON_BACKLOG: _ReasonCode.ValueType  # 72
+    """requests are waiting"""
+    REASON_LENGTHS_CHANGED: _ReasonCode.ValueType  # 73
+    """prompts or answers have become longer"""
+    REASON_SURPLUS: _ReasonCode.ValueType  # 74
+    """the other workers carry the load within targets"""
+    REASON_IDLE: _ReasonCode.ValueType  # 75
+    """there is no traffic"""
+    REASON_CALLED_OFF: _ReasonCode.ValueType  # 76
+    """workers that were waiting for GPUs are not needed any more"""
+    REASON_UNBALANCED: _ReasonCode.ValueType  # 77
+    """one pool has workers to spare that the other one lacks"""
+    REASON_LIMITS: _ReasonCode.ValueType  # 78
+    """the pool was outside of its limits"""
+    REASON_POLICY_RULE: _ReasonCode.ValueType  # 79
+    """the rule of a policy that gives no other reason"""
 
 class ReasonCode(_ReasonCode, metaclass=_ReasonCodeEnumTypeWrapper):
     """Why something happened: the one list of reasons for ends, refusals and failures.
@@ -141,6 +161,26 @@ REASON_MANIFEST_MISMATCH: ReasonCode.ValueType  # 51
 REASON_CHECKSUM_MISMATCH: ReasonCode.ValueType  # 52
 REASON_LEASE_EXPIRED: ReasonCode.ValueType  # 53
 REASON_INTERNAL: ReasonCode.ValueType  # 60
+REASON_DEMAND_GREW: ReasonCode.ValueType  # 70
+"""Why the autoscaler changed, or would change, a pool."""
+REASON_DEMAND_EXPECTED: ReasonCode.ValueType  # 71
+"""demand will have grown before a new worker could serve"""
+REASON_BACKLOG: ReasonCode.ValueType  # 72
+"""requests are waiting"""
+REASON_LENGTHS_CHANGED: ReasonCode.ValueType  # 73
+"""prompts or answers have become longer"""
+REASON_SURPLUS: ReasonCode.ValueType  # 74
+"""the other workers carry the load within targets"""
+REASON_IDLE: ReasonCode.ValueType  # 75
+"""there is no traffic"""
+REASON_CALLED_OFF: ReasonCode.ValueType  # 76
+"""workers that were waiting for GPUs are not needed any more"""
+REASON_UNBALANCED: ReasonCode.ValueType  # 77
+"""one pool has workers to spare that the other one lacks"""
+REASON_LIMITS: ReasonCode.ValueType  # 78
+"""the pool was outside of its limits"""
+REASON_POLICY_RULE: ReasonCode.ValueType  # 79
+"""the rule of a policy that gives no other reason"""
 Global___ReasonCode: _TypeAlias = ReasonCode  # noqa: Y015
 
 @_typing.final

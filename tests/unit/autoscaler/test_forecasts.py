@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -52,9 +53,37 @@ def test_a_jump_is_believed_at_once_and_noise_is_not() -> None:
     assert rate.now().level == pytest.approx(2.0, rel=0.1)
     rate.observe(70)
     found = rate.now()
-    assert found.jumped
     assert found.level == pytest.approx(14.0)
     assert found.doubt > 0.5
+
+
+def _bursts(rate: ArrivalRate, gaps: list[int]) -> list[float]:
+    """A burst of a minute after each gap of so many periods; what was expected at each period."""
+    expected = []
+    for gap in gaps:
+        for step in range(gap + 12):
+            rate.observe(15 if step < gap else 60)
+            expected.append(rate.now().recurring)
+    return expected
+
+
+def test_jumps_at_equal_distances_are_expected_a_lead_time_before_they_come() -> None:
+    expected = _bursts(ArrivalRate(5.0, 35.0, 45.0, None), [60, 108, 108, 108])
+    assert not any(expected[:240]), "two jumps are needed to know a distance"
+    for jump in (300, 420):
+        before = expected[jump - 20 : jump]
+        assert before[0] == 0.0
+        assert before[-1] == pytest.approx(12.0, rel=0.1)
+        assert before[-7] > 0.0, "workers that are started then serve in time"
+    assert expected[310] == 0.0, "it has come"
+
+
+def test_a_jump_that_does_not_come_back_is_expected_once() -> None:
+    rate = ArrivalRate(5.0, 35.0, 45.0, None)
+    expected = _bursts(rate, [60, 108, 300, 77])
+    wrong = [value > 0.0 for value in expected]
+    assert sum(after and not before for before, after in itertools.pairwise(wrong)) == 1
+    assert sum(wrong) * 5.0 < 120.0
 
 
 def lengths_of(requests: int, isl: int, osl: int, **fields: float) -> Traffic:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.autoscaler.decisions import Cause, Decision
+from orchestrator.autoscaler.decisions import Decision
 from orchestrator.autoscaler.journal import Journal, read_decisions
 from orchestrator.autoscaler.live import LiveObserver, ground_of_spec
 from orchestrator.autoscaler.loop import AutoscalerLoop
@@ -17,7 +17,7 @@ from orchestrator.autoscaler.observation import Change, Observation
 from orchestrator.autoscaler.starting import autoscaler_of
 from orchestrator.errors import UserError
 from orchestrator.spec import load_spec
-from protos.tandem.v1 import admin_pb2
+from protos.tandem.v1 import admin_pb2, common_pb2
 from router.core.events import Role
 
 
@@ -90,7 +90,7 @@ def decision(number: int, outcome: str = "") -> Decision:
         number,
         0.0,
         "tandem",
-        Cause.DEMAND_GREW,
+        common_pb2.REASON_DEMAND_GREW,
         counts,
         {**counts, "prefill": 2},
         outcome=outcome,

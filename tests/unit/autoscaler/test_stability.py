@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.autoscaler.decisions import Cause
 from orchestrator.autoscaler.observation import ROLES, WorkerSeen
 from orchestrator.autoscaler.policy import TandemPolicy
+from protos.tandem.v1 import common_pb2
 from tests.unit.autoscaler.plant import Plant, ground
 
 _SETTLED_S = 240.0
@@ -61,7 +61,7 @@ def test_without_traffic_pools_shrink_to_their_minimum(arrived: int) -> None:
     one.run(_SETTLED_S, lambda _: arrived)
     one.run(_SETTLED_S, lambda _: 0)
     assert one.expected() == {"prefill": 0, "decode": 1}
-    assert one.decisions[-1].cause in (Cause.IDLE, Cause.SURPLUS)
+    assert one.decisions[-1].reason in (common_pb2.REASON_IDLE, common_pb2.REASON_SURPLUS)
 
 
 def test_after_a_step_counts_settle_within_three_periods() -> None:

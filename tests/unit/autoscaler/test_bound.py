@@ -1,0 +1,34 @@
+"""The bound of the report: what a jump that nobody announces costs any policy."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.autoscaler.comparison.bound import Bound
+from orchestrator.autoscaler.comparison.traffic import Jumps
+
+_STEP = Jumps(low_rps=2.0, high_rps=14.0, count=1, each_s=600.0, seconds=3600.0)
+
+
+def bound(cold_start_s: float = 30.0, jumps: Jumps = _STEP) -> Bound:
+    return Bound(jumps, 14_400, 0.4, cold_start_s, 3.0)
+
+
+def test_what_comes_beyond_what_is_ready_within_a_cold_start_is_missed() -> None:
+    # (14 - 7) x 30 come too much, 7 x 3 of them can wait.
+    assert bound().attainment(7.0) == pytest.approx(1.0 - 189.0 / 14_400.0)
+    assert bound().attainment(14.0) == 1.0
+
+
+def test_more_gpu_hours_attain_more_and_both_sides_agree() -> None:
+    one = bound(180.0)
+    assert one.best_attainment(3.0) < one.best_attainment(4.0) <= 1.0
+    cost = one.least_gpu_hours(0.99)
+    assert one.best_attainment(cost) == pytest.approx(0.99, abs=1e-3)
+    assert cost > bound(30.0).least_gpu_hours(0.99), "a longer cold start costs more"
+
+
+def test_nothing_is_started_for_a_jump_that_is_over_before_it_would_serve() -> None:
+    bursts = Jumps(3.0, 12.0, 6, 60.0, 3600.0)
+    assert bound(180.0, bursts).gpu_hours(6.0) == pytest.approx(6.0 * 0.4)
+    assert bound(30.0, bursts).gpu_hours(6.0) == pytest.approx((6.0 + 0.6) * 0.4)
