@@ -37,14 +37,14 @@ class Bound:
         jumps = self.jumps
         late_s = min(self.cold_start_s, jumps.each_s)
         late = (jumps.high_rps - ready_rps) * late_s - ready_rps * self.ttft_s
-        return 1.0 - jumps.count * max(late, 0.0) / self.requests
+        return 1.0 - len(jumps.at_s) * max(late, 0.0) / self.requests
 
     def gpu_hours(self, ready_rps: float) -> float:
         """At least."""
         jumps = self.jumps
         served = ready_rps * jumps.seconds
         if self.cold_start_s < jumps.each_s:
-            served += (jumps.high_rps - ready_rps) * jumps.count * jumps.each_s
+            served += (jumps.high_rps - ready_rps) * len(jumps.at_s) * jumps.each_s
         return served * self.gpu_s_per_request / 3600.0
 
     def best_attainment(self, gpu_hours: float) -> float:

@@ -25,6 +25,7 @@ from orchestrator.drawing import (
 
 _GOAL = 0.99
 _OVER_ORACLE = 1.25
+_SETTLED = 3  # periods
 _EQUAL = 0.005  # attainments that differ by no more are called equal
 _PLOTTED: tuple[tuple[str, str, str], ...] = (
     ("oracle", GREY, "4 3"),
@@ -103,9 +104,9 @@ def _targets(cases: Sequence[Case], runs: Runs) -> str:
     rows = [
         "| traffic | cold start | attainment (>= 99 %) | GPU-hours / oracle (<= 1.25) "
         "| goodput per GPU-hour / static-best (>= 2 where it shifts) "
-        "| / best other at equal attainment (>= 1.2) | lost (0) "
+        "| / best other at equal attainment (>= 1.2) | lost (0) | periods to settle (<= 3) "
         "| bound: attainment at 1.25 / cost of 99 % |",
-        "|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for case in cases:
         for cold_start_s in COLD_STARTS_S:
@@ -125,6 +126,7 @@ def _targets(cases: Sequence[Case], runs: Runs) -> str:
                 f"| {'none attains as much' if best is None else _cell(_ratio(mine, best), 1.2)}"
                 f"{'' if best is None else f' ({best.policy})'} "
                 f"| {mine.lost}{_mark(mine.lost == 0)} "
+                f"| {_settling(case, cold_start_s, mine)} "
                 f"| {_bound(case, cold_start_s, mine.requests, least.gpu_hours)} |"
             )
     return "## Targets\n\n" + "\n".join(rows) + "\n"
@@ -138,6 +140,18 @@ def _bound(case: Case, cold_start_s: float, requests: int, oracle_hours: float) 
     attained = bound.best_attainment(_OVER_ORACLE * oracle_hours)
     cost = bound.least_gpu_hours(_GOAL) / oracle_hours
     return f"{attained:.2%} / {cost:.2f}"
+
+
+def _settling(case: Case, cold_start_s: float, mine: Figures) -> str:
+    """Periods from the first jump until the last worker was asked for that serves because of it."""
+    if case.jumps is None:
+        return "-"
+    ground = case.ground(case.cluster(), cold_start_s)
+    began_s = case.jumps.at_s[0]
+    until_s = began_s + min(case.jumps.each_s, cold_start_s + 4.0 * ground.period_s)
+    after_s = [at_s - began_s for at_s in mine.grew_s if began_s < at_s <= until_s]
+    periods = max(after_s, default=0.0) / ground.period_s
+    return f"{periods:.0f}{_mark(periods <= _SETTLED)}"
 
 
 def _best_other(mine: Figures, found: dict[str, Figures]) -> Figures | None:

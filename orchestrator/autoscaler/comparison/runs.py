@@ -28,6 +28,7 @@ class Figures:
         goodput_per_gpu_hour: requests that met both targets, for each GPU-hour.
         actions: changes of counts or roles.
         timeline: (seconds, prefill workers, decode workers) that serve.
+        grew_s: when more workers were asked for.
     """
 
     policy: str
@@ -41,6 +42,7 @@ class Figures:
     actions_per_hour: float
     hours: float
     timeline: tuple[tuple[float, int, int], ...]
+    grew_s: tuple[float, ...] = ()
 
     def document(self) -> dict[str, object]:
         """For a JSON file."""
@@ -65,6 +67,7 @@ class _Stored(BaseModel):
     actions_per_hour: float
     hours: float
     timeline: tuple[tuple[float, int, int], ...]
+    grew_s: tuple[float, ...] = ()
 
 
 def run(
@@ -102,6 +105,11 @@ def run(
         hours=hours,
         timeline=tuple(
             (one.at_s, one.prefill_serving, one.decode_serving) for one in outcome.samples
+        ),
+        grew_s=tuple(
+            one.at_s
+            for one in outcome.decisions
+            if sum(one.after.values()) > sum(one.before.values())
         ),
     )
 

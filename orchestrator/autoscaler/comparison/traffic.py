@@ -18,11 +18,11 @@ _CV = 0.5  # of prompts and answers
 
 @dataclass(frozen=True, slots=True)
 class Jumps:
-    """A rate that jumps so many times from low to high, for `each_s`, within `seconds`."""
+    """A rate that jumps from low to high at these moments, for `each_s`, within `seconds`."""
 
     low_rps: float
     high_rps: float
-    count: int
+    at_s: tuple[float, ...]
     each_s: float
     seconds: float
     isl_tokens: float = 3000.0
@@ -49,7 +49,7 @@ def step(low_rps: float = 2.0, high_rps: float = 14.0, seconds: float = 3600.0) 
     def rate_rps(at_s: float) -> float:
         return high_rps if begin_s <= at_s < end_s else low_rps
 
-    jumps = Jumps(low_rps, high_rps, 1, end_s - begin_s, seconds)
+    jumps = Jumps(low_rps, high_rps, (begin_s,), end_s - begin_s, seconds)
     return Shape("step", seconds, rate_rps, high_rps, jumps=jumps)
 
 
@@ -59,7 +59,8 @@ def burst(low_rps: float = 3.0, high_rps: float = 12.0, seconds: float = 3600.0)
     def rate_rps(at_s: float) -> float:
         return high_rps if 300.0 <= at_s % 600.0 < 360.0 else low_rps
 
-    jumps = Jumps(low_rps, high_rps, round(seconds / 600.0), 60.0, seconds)
+    at_s = tuple(300.0 + 600.0 * number for number in range(round(seconds / 600.0)))
+    jumps = Jumps(low_rps, high_rps, at_s, 60.0, seconds)
     return Shape("burst", seconds, rate_rps, high_rps, jumps=jumps)
 
 

@@ -7,7 +7,7 @@ import pytest
 from orchestrator.autoscaler.comparison.bound import Bound
 from orchestrator.autoscaler.comparison.traffic import Jumps
 
-_STEP = Jumps(low_rps=2.0, high_rps=14.0, count=1, each_s=600.0, seconds=3600.0)
+_STEP = Jumps(low_rps=2.0, high_rps=14.0, at_s=(1200.0,), each_s=600.0, seconds=3600.0)
 
 
 def bound(cold_start_s: float = 30.0, jumps: Jumps = _STEP) -> Bound:
@@ -29,6 +29,6 @@ def test_more_gpu_hours_attain_more_and_both_sides_agree() -> None:
 
 
 def test_nothing_is_started_for_a_jump_that_is_over_before_it_would_serve() -> None:
-    bursts = Jumps(3.0, 12.0, 6, 60.0, 3600.0)
+    bursts = Jumps(3.0, 12.0, tuple(600.0 * n for n in range(6)), 60.0, 3600.0)
     assert bound(180.0, bursts).gpu_hours(6.0) == pytest.approx(6.0 * 0.4)
     assert bound(30.0, bursts).gpu_hours(6.0) == pytest.approx((6.0 + 0.6) * 0.4)

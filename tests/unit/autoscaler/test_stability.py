@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.autoscaler.lengths import Lengths
 from orchestrator.autoscaler.observation import ROLES, WorkerSeen
 from orchestrator.autoscaler.policy import TandemPolicy
 from protos.tandem.v1 import common_pb2
@@ -62,6 +64,73 @@ def test_without_traffic_pools_shrink_to_their_minimum(arrived: int) -> None:
     one.run(_SETTLED_S, lambda _: 0)
     assert one.expected() == {"prefill": 0, "decode": 1}
     assert one.decisions[-1].reason in (common_pb2.REASON_IDLE, common_pb2.REASON_SURPLUS)
+
+
+@given(low=st.integers(0, 20), high=st.integers(21, 60))
+@settings(max_examples=5, deadline=None)
+def test_what_stays_after_a_scale_down_carries_the_load_with_a_margin(low: int, high: int) -> None:
+    one = plant()
+    one.run(_SETTLED_S, lambda _: high)
+    before = len(one.decisions)
+    one.run(_SETTLED_S, lambda _: low)
+    workload = Lengths(60.0, 1000.0, 100.0).workload(one.one.attainment)
+    sizing = one.one.sizing(workload)
+    for decision in one.decisions[before:]:
+        if decision.reason == common_pb2.REASON_SURPLUS:
+            expected_rps = 1.05 * decision.inputs["arrival_rps"]
+            missed = sizing.missed(
+                decision.after["prefill"], decision.after["decode"], expected_rps
+            )
+            assert missed <= sizing.may_miss
+
+
+def test_a_surplus_that_noise_may_have_made_is_kept_longer_than_one_that_a_jump_has_made() -> None:
+    def held_s(later: Callable[[int], int]) -> float:
+        one = plant()
+        one.run(_SETTLED_S, lambda _: 40)
+        before, began_s = len(one.decisions), one.now_s
+        for period in range(120):
+            one.step(later(period))
+            if len(one.decisions) > before:
+                return one.now_s - began_s
+        raise AssertionError("nothing was let go")
+
+    assert held_s(lambda _: 10) <= 40.0
+    assert held_s(lambda period: max(40 - period, 10)) > 60.0
+
+
+def test_workers_are_there_when_a_jump_comes_back() -> None:
+    one = plant(cold_start_s=30.0)
+
+    def bursts(now_s: float) -> int:
+        return 60 if now_s % 600.0 >= 540.0 else 10
+
+    one.run(2 * 600.0, bursts)
+    one.run(540.0, bursts)
+    ready = dict(one.counts)
+    decision = one.decisions[-1]
+    assert decision.reason == common_pb2.REASON_DEMAND_EXPECTED
+    assert decision.inputs["recurring_jump_rps"] == pytest.approx(12.0, rel=0.1)
+    one.run(60.0, bursts)
+    assert one.counts == ready, "nothing had to be started any more"
+
+
+def test_a_decision_tells_longer_requests_from_more_of_them() -> None:
+    one = plant(role_flip=False)
+    one.run(_SETTLED_S, lambda _: 20)
+    before = len(one.decisions)
+    one.osl = 400
+    one.run(300.0, lambda _: 20)
+    assert one.decisions[before].reason == common_pb2.REASON_LENGTHS_CHANGED
+    one.run(30.0, lambda _: 80)
+    assert one.decisions[-1].reason == common_pb2.REASON_DEMAND_GREW
+
+
+def test_a_pool_outside_of_its_limits_is_brought_back() -> None:
+    one = plant(least={"prefill": 2, "decode": 2})
+    one.step(0)
+    assert one.decisions[0].reason == common_pb2.REASON_LIMITS
+    assert one.expected() == {"prefill": 2, "decode": 2}
 
 
 def test_after_a_step_counts_settle_within_three_periods() -> None:
