@@ -72,6 +72,9 @@ class _Lane:
         name = request.request_id
         return self.timely.live.get(name) is request or self.late.live.get(name) is request
 
+    def has_others(self, request: Request) -> bool:
+        return self.has(request) and len(self.timely.live) + len(self.late.live) > 1
+
     def head(self) -> Request:
         return self.timely.head() if self.timely.live else self.late.head()
 
@@ -193,11 +196,14 @@ class AdmissionQueue:
     def defer(self, request: Request) -> bool:
         """A request cannot be in time any more: it yields to those of its lane that can.
 
-        Those that came back after a failure yield to nobody. Returns whether it yields from now on.
+        Those that came back after a failure yield to nobody. Returns whether it yields from now on;
+        it does not where there is nobody else.
         """
         one = self._classes.get(request.class_rank)
         lane = None if one is None else one.lanes.get(request.tenant)
-        if one is None or lane is None or not lane.timely.discard(request):
+        if one is None or lane is None or not lane.has_others(request):
+            return False
+        if not lane.timely.discard(request):
             return False
         lane.late.push(request)
         one.cost -= request.cost

@@ -62,12 +62,22 @@ def test_those_that_cannot_be_in_time_yield_inside_their_class_and_are_served_af
 def test_a_class_whose_requests_are_late_keeps_its_share() -> None:
     queue = AdmissionQueue(Policy(classes=_CLASSES))
     for number in range(50):
-        strict = _request(f"s{number}", 0)
-        queue.push(strict)
-        queue.defer(strict)
+        queue.push(_request(f"s{number}", 0))
         queue.push(_request(f"b{number}", 1))
+    for strict in [one for one in queue if not one.class_rank][1:]:
+        assert queue.defer(strict)
     served = Counter(one.class_rank for one in _served(queue, 50))
     assert served == {0: 40, 1: 10}
+
+
+def test_where_nobody_else_waits_there_is_nobody_to_yield_to() -> None:
+    queue = AdmissionQueue(Policy(classes=_CLASSES))
+    alone = _request("alone")
+    queue.push(alone)
+    queue.push(_request("of another class", 1))
+    assert not queue.defer(alone)
+    queue.push(_request("beside"))
+    assert queue.defer(alone)
 
 
 def test_those_that_come_back_yield_to_nobody() -> None:
@@ -147,7 +157,7 @@ def test_everything_pushed_is_served_once_or_discarded(
         request = _request(f"r{number}", rank, tenant, float(start_by_s))
         queue.push(request)
         if late:
-            assert queue.defer(request)
+            queue.defer(request)
         if discarded:
             queue.discard(request)
             queue.discard(request)
