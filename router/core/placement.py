@@ -8,7 +8,7 @@ yields to load by itself. A request goes when decode (slots, memory, ITL target)
 waits) and the link (bytes under way) can all take it; what it waits for otherwise is said.
 
 The prompt is read on the decode worker where that is better or the only way: it is short or mostly
-cached there, no prefill worker can be counted on, or the link is full.
+cached there, no prefill worker can be counted on, or it would be read before a full link is free.
 """
 
 from __future__ import annotations
@@ -215,8 +215,12 @@ def _choose_in(fleet: Fleet, policy: Policy, ask: Ask, version: str) -> Choice:
     pairs = [_pair(reader, best, policy) for reader in readers]
     pairs += [_pair(readers[0], writer, policy) for writer in others[:_OTHER_WRITERS]]
     if all(pair.refused for pair in pairs):
-        choice = _best([_local(writer, ask) for writer in writers])
-        return Choice(choice.chosen, (*pairs, *choice.candidates))
+        # Reading here keeps everybody waiting who decodes here: only where the link takes longer.
+        soonest_s = min([pair.expected_s for pair in pairs])
+        here = [_local(writer, ask) for writer in writers]
+        sooner = [candidate for candidate in here if candidate.expected_s <= soonest_s]
+        best_here = soonest(sooner) if sooner else None
+        return Choice(best_here, (*pairs, *here), Blocked.LINK)
     return _best(pairs + local if local else pairs)
 
 
@@ -334,8 +338,8 @@ def _pair(reader: _Reader, target: WorkerView, policy: Policy) -> Candidate:
     if rate:
         ahead = max(source.link_bytes, target.link_bytes)
         transfer_s = (ahead + reader.state_bytes) / rate
-        # One hand-off is always let by, however slow the link.
-        if ahead and transfer_s > policy.link_backlog_s:
+        # What is ahead counts: of a long prompt the state alone may take longer.
+        if ahead > policy.link_backlog_s * rate:
             refused = Blocked.LINK
     return Candidate(
         reader.done_s + transfer_s + target.next_step_s,

@@ -12,7 +12,10 @@ from router.core.events import (
     CreditsChanged,
     DrainRequested,
     LoadChanged,
+    PrefillDone,
     RequestArrived,
+    Reserved,
+    StateArrived,
     WorkerLost,
 )
 from router.core.fleet import Fleet
@@ -20,7 +23,7 @@ from router.core.instructions import SendPrefill, SendReserve
 from router.core.placement import Ask, Blocked, choose
 from router.core.policy import ClassPolicy, Policy
 from router.core.prefixes import PrefixKeys
-from tests.unit.router.lifecycle_bench import Bench
+from tests.unit.router.lifecycle_bench import HANDOFF, TICKET, Bench, tokens
 from tests.unit.router.virtual_cluster import BLOCK_TOKENS, VirtualCluster, percentile
 
 
@@ -153,6 +156,28 @@ def test_a_full_link_is_gone_around_and_one_hand_off_is_always_let_by() -> None:
     bench.feed(slow)
     kinds = [type(bench.request(f"r{number}")[0]) for number in range(3)]
     assert kinds == [SendReserve, SendPrefill, SendPrefill]
+
+
+def test_a_prompt_that_takes_longer_to_read_than_the_link_to_be_free_waits_for_it() -> None:
+    bench = Bench("p", "d", slots=50, link_backlog_s=0.5)
+    bench.feed(LoadChanged("p", state_bytes_per_request=1000, link_bytes_per_s=1000.0))
+    bench.feed(LoadChanged("d", prefill_tokens_per_s=1.0))  # 10 s for a prompt
+    assert bench.request("first") == [SendReserve("d", 1, "first")]
+    assert bench.request("second") == []
+    assert bench.core.book.blocked is Blocked.LINK
+    bench.feed(Reserved("d", 1, TICKET))
+    bench.feed(tokens("p", 0, 40))
+    bench.feed(PrefillDone("p", 1, 3.0, HANDOFF))
+    out = bench.feed(StateArrived("d", 1))
+    assert SendReserve("d", 2, "second") in out, "it goes as soon as the link is free"
+
+
+def test_what_is_ahead_on_the_link_counts_and_not_the_state_itself() -> None:
+    bench = Bench("p", "d", slots=50, link_backlog_s=0.5, prefill_backlog_s=99.0)
+    bench.feed(LoadChanged("d", prefill_tokens_per_s=1.0))
+    bench.feed(LoadChanged("p", state_bytes_per_request=400, link_bytes_per_s=1000.0))
+    assert [type(bench.request(f"r{number}")[0]) for number in range(2)] == [SendReserve] * 2
+    assert bench.request("r2") == [], "0.8 s are on their way"
 
 
 def test_a_decode_worker_takes_only_as_many_as_its_itl_target_allows() -> None:
