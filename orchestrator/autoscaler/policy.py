@@ -51,12 +51,12 @@ class Tuning:
 
     window_s: float = 45.0
     lengths_half_life_s: float = 60.0
-    doubt_up: float = 0.7
+    doubt_up: float = 0.3
     margin_down: float = 0.05
     doubt_down: float = 1.5
     hold_share: float = 0.5
     least_hold_s: float = 20.0
-    drift_holds: float = 3.0
+    drift_holds: float = 2.0
     warm_s: float = 15.0
     correction_half_life_s: float = 60.0
 
