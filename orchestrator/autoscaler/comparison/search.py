@@ -20,7 +20,6 @@ from router.core.events import Role
 
 WINDOW_S = 10.0
 _HEADROOMS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.5)
-_GUESS = 1  # index of the headroom that is tried first
 _MOST_TRIES = 8
 
 Say = Callable[[str], object]
@@ -31,27 +30,13 @@ def best_oracle(
 ) -> tuple[Oracle, Figures]:
     """The schedule with the least headroom that attains; the most headroom if none does."""
     windows = windows_of(trace, ground, WINDOW_S, cached_share)
-
-    def attempt(index: int) -> tuple[Oracle, Figures]:
-        oracle = Oracle(ground, windows, _HEADROOMS[index])
+    for headroom in _HEADROOMS:
+        oracle = Oracle(ground, windows, headroom)
         figures = run(cluster, trace, oracle, "oracle", ground, oracle.counts(0.0))
-        say(f"oracle, headroom {_HEADROOMS[index]}: {figures.attainment:.4f}")
-        return oracle, figures
-
-    index = _GUESS
-    best = attempt(index)
-    if best[1].attainment >= ground.attainment:
-        while index > 0:
-            index -= 1
-            cheaper = attempt(index)
-            if cheaper[1].attainment < ground.attainment:
-                break
-            best = cheaper
-        return best
-    while index + 1 < len(_HEADROOMS) and best[1].attainment < ground.attainment:
-        index += 1
-        best = attempt(index)
-    return best
+        say(f"oracle, headroom {headroom}: {figures.attainment:.4f}")
+        if figures.attainment >= ground.attainment:
+            break
+    return oracle, figures
 
 
 def static_best(
