@@ -30,6 +30,27 @@ WORDS: Mapping[Reason, str] = {
 }
 
 
+# What is said of an input after its figure, for people who know nothing of the policy.
+_MEANINGS: Mapping[str, str] = {
+    "arrival_rps": "requests a second arrive",
+    "arrival_doubt_rps": "requests a second, by which that may be off",
+    "forecast_constant_rps": "a second are expected once a new worker serves: it stays as it is",
+    "forecast_trend_rps": "a second are expected once a new worker serves: it goes on as it went",
+    "forecast_seasonal_rps": "a second are expected once a new worker serves: as a season before",
+    "recurring_jump_rps": "a second at a jump that is due to come back before that (0: none)",
+    "lead_s": "seconds from deciding until a new worker serves",
+    "queued_requests": "requests wait in the routers",
+    "backlog_rps": "a second are added to work them off",
+    "isl_tokens": "tokens in a prompt, on average",
+    "osl_tokens": "tokens in an answer, on average",
+    "cached_share": "of the prompts' tokens were cached already",
+    "prefill_rps_per_worker": "requests a second, whose prompts one prefill worker reads",
+    "decode_rps_per_worker": "requests a second, which one decode worker answers within targets",
+    "prefill_correction": "times as fast as the model says, prefill workers were measured",
+    "decode_correction": "times as fast as the model says, decode workers were measured",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Alternative:
     """Something else that was weighed, and why it was not taken."""
@@ -80,7 +101,10 @@ class Decision:
     def lines(self) -> list[str]:
         """The whole story, for people."""
         lines = [self.summary()]
-        lines += [f"  {name} {value:,.4g}" for name, value in self.inputs.items()]
+        lines += [
+            f"  {f'{value:,.4g}':>8} {_MEANINGS.get(name, '')} ({name})"
+            for name, value in self.inputs.items()
+        ]
         if self.formula:
             lines.append(f"  {self.formula}")
         lines += [f"  not: {one.what}: {one.why_not}" for one in self.alternatives]

@@ -43,11 +43,14 @@ class Need:
 
     def formula(self) -> str:
         """In one line, with the numbers."""
+        least_p = self.demand_rps / self.prefill_rps
+        least_d = self.demand_rps / self.decode_rps
         return (
-            f"{self.demand_rps:.2f} requests/s / {self.prefill_rps:.2f} per prefill worker "
-            f"= {self.demand_rps / self.prefill_rps:.2f}, / {self.decode_rps:.2f} per decode "
-            f"worker = {self.demand_rps / self.decode_rps:.2f}; with waits {self.prefill} + "
-            f"{self.decode} (bound by {self.bound}, {self.missed_share:.2%} miss TTFT)"
+            f"{self.demand_rps:.2f} requests/s to be ready for / {self.prefill_rps:.2f} per "
+            f"prefill worker = {least_p:.2f}, / {self.decode_rps:.2f} per decode worker = "
+            f"{least_d:.2f}; "
+            f"so that few enough wait too long for their first token: {self.prefill} prefill + "
+            f"{self.decode} decode ({self.missed_share:.2%} miss TTFT, {self.bound} is the limit)"
         )
 
 
