@@ -38,7 +38,9 @@ class Tuning:
     Attributes:
         window_s: over which arrivals are averaged.
         lengths_half_life_s: of what is remembered of ISL and OSL.
-        doubt_up: standard deviations of the rate that are added to it before sizing up.
+        doubt_up: standard deviations of the rate that are added to it before sizing up;
+            doubt_jump: in the first periods after a jump, so that what one period says of the new
+            level is not corrected upwards by each that follows.
         margin_down, doubt_down: share of the rate, and standard deviations, that the workers which
             stay must be able to carry besides.
         hold_share, least_hold_s: how long a surplus must last that a jump has made: a share of the
@@ -52,6 +54,7 @@ class Tuning:
     window_s: float = 45.0
     lengths_half_life_s: float = 60.0
     doubt_up: float = 0.3
+    doubt_jump: float = 1.0
     margin_down: float = 0.05
     doubt_down: float = 1.5
     hold_share: float = 0.5
@@ -108,7 +111,7 @@ class TandemPolicy:
         rate = self._rate.now()
         if rate.fell:
             self._fell_s = observed.now_s
-        up_rps = self._demand(rate, tuning.doubt_up)
+        up_rps = self._demand(rate, tuning.doubt_jump if rate.fresh else tuning.doubt_up)
         backlog_rps = self._backlog_rps(observed, sizing)
         down_rps = self._demand(rate, tuning.doubt_down) * (1.0 + tuning.margin_down)
         idle = self._quiet_s >= max(tuning.window_s, 3.0 * ground.period_s)

@@ -28,6 +28,7 @@ class Rate:
         level: of late; `doubt` is its standard deviation.
         ahead: expected at the lead time, and how.
         fell: whether it has just become less abruptly.
+        fresh: whether it has jumped so lately that few periods tell the new level.
         recurring: level of a jump that is expected within the lead time; 0: none is.
     """
 
@@ -35,6 +36,7 @@ class Rate:
     doubt: float
     ahead: Forecast
     fell: bool
+    fresh: bool = False
     recurring: float = 0.0
 
 
@@ -53,6 +55,7 @@ class ArrivalRate:
         self._last: deque[float] = deque(maxlen=_LOOKED_AT)
         self._dispersion = Constant(_DISPERSION_WINDOW)  # variance of counts over their mean
         self._fell = False
+        self._since_jump = _LOOKED_AT  # periods
         self._now_s = 0.0  # since the beginning
         self._recurring = RecurringJumps(period_s, lead_s)
 
@@ -63,10 +66,12 @@ class ArrivalRate:
         self._last.append(rate)
         level = self._level.ahead(0)
         self._fell = False
+        self._since_jump += 1
         if level is not None:
             periods = self._surprise(level)
             if periods:
                 self._restart(periods)
+                self._since_jump = 0
                 after = self._level.ahead(0) or 0.0
                 self._fell = after < level
                 began_s = self._now_s - periods * self._period_s
@@ -86,7 +91,7 @@ class ArrivalRate:
         doubt = math.sqrt(self._spread * max(level, 0.0) / (seconds * self._period_s))
         ahead = self._chooser.ahead(self._lead_s, self._period_s)
         recurring = self._recurring.expected_rps(self._now_s)
-        return Rate(level, doubt, ahead, self._fell, recurring)
+        return Rate(level, doubt, ahead, self._fell, self._since_jump < _LOOKED_AT, recurring)
 
     @property
     def _spread(self) -> float:
