@@ -127,21 +127,16 @@ class AdmissionQueue:
         return self._length >= self._policy.queue_limit
 
     def cost_ahead(self, rank: int) -> tuple[float, float]:
-        """(tokens that go before a newcomer of a class, tokens that go before it in all classes).
-
-        What is late in its own class yields to it.
-        """
+        """(tokens waiting in a class, tokens waiting in all), those that yield with them."""
         own = self._classes.get(rank)
         everything = sum((one.cost + one.late_cost for one in self._classes.values()), 0.0)
         everything += sum((request.cost for request in self._returned.values()), 0.0)
-        if own is None:
-            return 0.0, everything
-        return own.cost, everything - own.late_cost
+        return (0.0 if own is None else own.cost + own.late_cost), everything
 
-    def cost_of(self, rank: int) -> float:
-        """Tokens waiting in a class, late ones with them."""
+    def timely_cost(self, rank: int) -> float:
+        """Tokens waiting in a class that do not yield to a newcomer."""
         own = self._classes.get(rank)
-        return 0.0 if own is None else own.cost + own.late_cost
+        return 0.0 if own is None else own.cost
 
     def share(self, rank: int) -> float:
         """What a class gets of what leaves the queue while all that wait go on waiting."""

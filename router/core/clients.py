@@ -136,19 +136,14 @@ class Clients:
         self._outflow.emptied()
 
     def _yields(self, request: Request, best: Candidate) -> bool:
-        """Whether a request whose turn it is lets others go first, or ends: even the best pair
-        would be too late for its TTFT target, and others of its lane may still meet theirs."""
+        """Whether a request whose turn it is lets others go first: even the best pair would be too
+        late for its TTFT target, and others of its lane may still meet theirs."""
         book = self._book
         first_token_s = book.now_s + best.wait_s + best.read_s
         if first_token_s <= request.arrived_s + request.ttft_s or not book.queue.defer(request):
             return False
-        longest_s = longest_wait_s(book.policy, request)
-        wait_s = book.now_s - request.arrived_s + self._wait_of_all_s(request)
-        if wait_s > longest_s:
-            self._refuse(request, wait_s, longest_s)
-        else:
-            request.move(book.now_s, State.QUEUED, Cause.YIELDS)
-            book.patience.add(request, request.arrived_s + longest_s)
+        request.move(book.now_s, State.QUEUED, Cause.YIELDS)
+        book.patience.add(request, request.arrived_s + longest_wait_s(book.policy, request))
         return True
 
     def _give_up(self) -> None:
@@ -156,14 +151,9 @@ class Clients:
         book = self._book
         for request in book.patience.expired(book.now_s):
             if request.state is State.QUEUED:
+                wait_s = predicted_wait_s(book.queue, self._outflow.per_s(book.now_s), request)
                 longest_s = longest_wait_s(book.policy, request)
-                self._refuse(request, longest_s + self._wait_of_all_s(request), longest_s)
-
-    def _wait_of_all_s(self, request: Request) -> float:
-        """How long until all that waits in a request's class has left; 0 while it is not known."""
-        queue, outflow_per_s = self._book.queue, self._outflow.per_s(self._book.now_s)
-        own = queue.cost_of(request.class_rank) / queue.share(request.class_rank)
-        return own / outflow_per_s if outflow_per_s else 0.0
+                self._refuse(request, longest_s + wait_s, longest_s)
 
     def _finds_place(self, request: Request) -> bool:
         """Whether a newcomer is queued; if not, it has been told why and when to come again."""
@@ -178,17 +168,21 @@ class Clients:
         outflow_per_s = self._outflow.per_s(book.now_s)
         longest_s = longest_wait_s(book.policy, request)
         # Others can make room only for what its own class does not take up already.
-        own, _ = book.queue.cost_ahead(request.class_rank)
+        own = book.queue.timely_cost(request.class_rank)
         own_s = own / outflow_per_s if outflow_per_s else 0.0
         if own_s > longest_s:
             self._refuse(request, own_s, longest_s)
             return False
         while (wait_s := predicted_wait_s(book.queue, outflow_per_s, request)) > longest_s:
             victim = book.queue.lowest_below(request.class_rank)
+            why = "stricter classes need what there is"
+            if victim is None:
+                victim = book.queue.latest_of(request.class_rank)
+                why = "it cannot be in time any more, and others need what there is"
             if victim is None:
                 self._refuse(request, wait_s, longest_s)
                 return False
-            self._shed(victim, wait_s, "stricter classes need what there is")
+            self._shed(victim, wait_s, why)
         if book.queue.full:
             victim = book.queue.lowest_below(request.class_rank)
             if victim is None and (victim := book.queue.latest_of(request.class_rank)) is not None:

@@ -52,11 +52,11 @@ def test_those_that_cannot_be_in_time_yield_inside_their_class_and_are_served_af
     queue.push(_request("other", 1, start_by_s=9.0, cost=10))
     assert queue.defer(late)
     assert not queue.defer(late), "it yields already"
-    assert queue.cost_ahead(0) == (100.0, 110.0), "a newcomer goes before it"
-    assert queue.cost_of(0) == 200.0
+    assert queue.timely_cost(0) == 100.0, "a newcomer goes before it"
+    assert queue.cost_ahead(0) == (200.0, 210.0)
     served = [one.request_id for one in _served(queue, 3)]
     assert served.index("timely") < served.index("late")
-    assert queue.cost_of(0) == 0.0
+    assert queue.cost_ahead(0) == (0.0, 0.0)
 
 
 def test_a_class_whose_requests_are_late_keeps_its_share() -> None:
@@ -297,6 +297,24 @@ def test_who_yields_for_as_long_as_it_may_wait_is_told_when_to_come_again() -> N
     assert (finish.request_id, finish.reason) == ("doomed", common_pb2.REASON_OVERLOADED)
     assert finish.retry_after_s is not None
     assert finish.retry_after_s > 0.0
+
+
+def test_when_all_that_waits_is_too_much_one_that_is_late_anyway_is_told_first() -> None:
+    bench = Bench("d", slots=1, queue_limit=50, patience=8.0)  # 4 s, and one is served each second
+    for number in range(6):
+        bench.request(f"r{number}")
+    for handle in range(1, 3):
+        bench.now_s += 1.0
+        (finish,) = _end(bench, handle)
+        assert finish.reason == common_pb2.REASON_LENGTH, "nobody is refused yet"
+    ended: list[Finish] = []
+    for number in range(3):
+        out = bench.request(f"n{number}")
+        ended += [item for item in out if isinstance(item, Finish)]
+    assert ended
+    assert all(one.request_id.startswith("r") for one in ended), "newcomers may be in time"
+    assert all(one.reason == common_pb2.REASON_OVERLOADED for one in ended)
+    assert all(one.retry_after_s for one in ended)
 
 
 def test_a_full_queue_gives_the_place_of_one_that_yields_to_a_newcomer() -> None:
