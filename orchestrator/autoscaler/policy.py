@@ -30,6 +30,9 @@ from protos.tandem.v1 import common_pb2
 from router.core.events import Role
 from router.core.reasons import Reason
 
+_SHRINKS = 0.8  # of a queue, of which less is left after a period when it is being worked off
+_STUCK = 2  # periods in which it did not shrink, after which it counts as demand
+
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
@@ -98,6 +101,7 @@ class TandemPolicy:
         self._kept: deque[tuple[float, dict[Role, int]]] = deque()
         self._fell_s = -math.inf  # when the rate last jumped down
         self._quiet_s = 0.0
+        self._queued = self._stuck = 0
         self._began_s: float | None = None
         self._sized_for: _Basis | None = None  # the decision before
         self._numbers = itertools.count(1)
@@ -173,9 +177,16 @@ class TandemPolicy:
         return max(rate.level, rate.ahead.value, rate.recurring) + doubts * rate.doubt
 
     def _backlog_rps(self, observed: Observation, sizing: Sizing) -> float:
-        """What waits beyond a usual queue, to be worked off in the time of a cold start."""
-        if any(observed.coming.values()):
-            return 0.0  # what comes was asked for because of what waits
+        """What waits beyond a usual queue, to be worked off in the time of a cold start.
+
+        Only while it does not shrink by itself, and nothing is coming: that was asked for because
+        of what waits.
+        """
+        stays = observed.queued_requests >= _SHRINKS * self._queued
+        self._stuck = self._stuck + 1 if stays and not any(observed.coming.values()) else 0
+        self._queued = observed.queued_requests
+        if self._stuck < _STUCK:
+            return 0.0
         usual = sizing.reading.rate * observed.serving["prefill"] * self._ground.ttft_s / 2.0
         beyond = max(observed.queued_requests - usual, 0.0)
         return beyond / max(self._lead_s, 4.0 * self._ground.period_s)
