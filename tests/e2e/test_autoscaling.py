@@ -40,12 +40,8 @@ class Users:
             thread.start()
         return self
 
-    def stop(self) -> None:
-        """Have nobody ask again."""
-        self._stop.set()
-
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        self._stop.set()
         for thread in self._threads:
             thread.join()
 
@@ -73,28 +69,6 @@ def wait_for(cluster: Cluster, role: str, least: int, most: int) -> None:
         if least <= found[role] <= most:
             return
         assert time.monotonic() < deadline, found
-
-
-def flips(cluster: Cluster) -> list[str]:
-    """Outcomes of decisions by which workers took the role decode."""
-    told = json.loads(cluster.tandem("why", "scaling", "--json").stdout)["decisions"]
-    return [one["outcome"] or "" for one in told if one["flips"].get("decode")]
-
-
-@pytest.mark.full
-def test_a_worker_changes_sides_when_requests_do_and_nothing_is_lost(tmp_path: Path) -> None:
-    spec = tmp_path / "cluster.yaml"
-    spec.write_text(_SPEC)
-    with running_cluster(tmp_path, "--file", str(spec)) as cluster:
-        with Users(cluster.grpc, users=8, words=2500, tokens=10) as readers:
-            wait_for(cluster, "prefill", 2, 3)
-            with Users(cluster.grpc, users=24, words=20, tokens=400) as writers:
-                readers.stop()
-                deadline = time.monotonic() + _LIMIT_S
-                while not any("has taken the role decode" in one for one in flips(cluster)):
-                    assert time.monotonic() < deadline, flips(cluster)
-        ends = {*readers.ends, *writers.ends}
-        assert ends <= {"REASON_LENGTH", "REASON_STOP_TOKEN"}
 
 
 @pytest.mark.full
