@@ -26,6 +26,8 @@ from orchestrator.drawing import (
 _GOAL = 0.99
 _OVER_ORACLE = 1.25
 _SETTLED = 3  # periods
+_NOT_RUN = "not run"
+_OTHERS = ("ray-default", "per-role", "threshold", "static-best")
 _EQUAL = 0.005  # attainments that differ by no more are called equal
 _PLOTTED: tuple[tuple[str, str, str], ...] = (
     ("oracle", GREY, "4 3"),
@@ -122,9 +124,8 @@ def _targets(cases: Sequence[Case], runs: Runs) -> str:
                 f"| {case.name} | {cold_start_s:g} s "
                 f"| {mine.attainment:.2%}{_mark(mine.attainment >= _GOAL)} "
                 f"| {over:.2f}{_mark(over <= _OVER_ORACLE)} "
-                f"| {_cell(times, 2.0) if case.shifting else _cell(times, 0.0)} "
-                f"| {'none attains as much' if best is None else _cell(_ratio(mine, best), 1.2)}"
-                f"{'' if best is None else f' ({best.policy})'} "
+                f"| {_NOT_RUN if times is None else _cell(times, 2.0 if case.shifting else 0.0)} "
+                f"| {_against(mine, best, found)} "
                 f"| {mine.lost}{_mark(mine.lost == 0)} "
                 f"| {_settling(case, cold_start_s, mine)} "
                 f"| {_bound(case, cold_start_s, mine.requests, least.gpu_hours)} |"
@@ -154,13 +155,20 @@ def _settling(case: Case, cold_start_s: float, mine: Figures) -> str:
     return f"{periods:.0f}{_mark(periods <= _SETTLED)}"
 
 
+def _against(mine: Figures, best: Figures | None, found: dict[str, Figures]) -> str:
+    if any(name not in found for name in _OTHERS):
+        return _NOT_RUN
+    if best is None:
+        return "none attains as much"
+    return f"{_cell(_ratio(mine, best), 1.2)} ({best.policy})"
+
+
 def _best_other(mine: Figures, found: dict[str, Figures]) -> Figures | None:
-    """Of the others that know no future, the best that attains as much."""
+    """Of the others but the oracle, the best that attains as much."""
     others = [
         one
         for name, one in found.items()
-        if name in ("ray-default", "per-role", "threshold", "static-best")
-        and one.attainment >= min(mine.attainment, _GOAL) - _EQUAL
+        if name in _OTHERS and one.attainment >= min(mine.attainment, _GOAL) - _EQUAL
     ]
     return max(others, key=lambda one: one.goodput_per_gpu_hour, default=None)
 
@@ -169,8 +177,8 @@ def _ratio(one: Figures, other: Figures) -> float:
     return one.goodput_per_gpu_hour / other.goodput_per_gpu_hour
 
 
-def _cell(value: float | None, goal: float) -> str:
-    return "-" if value is None else f"{value:.2f}{_mark(value >= goal) if goal else ''}"
+def _cell(value: float, goal: float) -> str:
+    return f"{value:.2f}{_mark(value >= goal) if goal else ''}"
 
 
 def _mark(met: bool) -> str:
