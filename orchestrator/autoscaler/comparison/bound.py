@@ -14,7 +14,6 @@ best, and what an attainment costs at least. A policy that learns when jumps com
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 
@@ -77,11 +76,12 @@ class Bound:
 
     def _counts(self) -> list[tuple[int, int]]:
         """From what the low rate needs to what the high one does."""
-        spans = [
-            range(pool.workers(self.jumps.low_rps), pool.workers(self.jumps.high_rps) + 1)
-            for pool in (self.prefill, self.decode)
+        low_rps, high_rps = self.jumps.low_rps, self.jumps.high_rps
+        return [
+            (prefill, decode)
+            for prefill in range(self.prefill.workers(low_rps), self.prefill.workers(high_rps) + 1)
+            for decode in range(self.decode.workers(low_rps), self.decode.workers(high_rps) + 1)
         ]
-        return list(itertools.product(*spans))
 
 
 def bound_of(jumps: Jumps, ground: Ground, requests: int) -> Bound:
