@@ -112,7 +112,8 @@ def test_workers_are_there_when_a_jump_comes_back() -> None:
     assert decision.reason == common_pb2.REASON_DEMAND_EXPECTED
     assert decision.inputs["recurring_jump_rps"] == pytest.approx(12.0, rel=0.1)
     one.run(60.0, bursts)
-    assert one.counts == ready, "nothing had to be started any more"
+    # What one period says of the new level may add one; a plain step starts five.
+    assert sum(one.expected().values()) <= sum(ready.values()) + 1
 
 
 def test_a_decision_tells_longer_requests_from_more_of_them() -> None:
