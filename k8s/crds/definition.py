@@ -19,6 +19,7 @@ _COLUMNS = (
     ("Prefill", ".status.prefill.summary", "string"),
     ("Decode", ".status.decode.summary", "string"),
     ("Ratio", ".status.ratio", "string"),
+    ("Goodput", ".status.goodput", "string"),
     ("Age", ".metadata.creationTimestamp", "date"),
 )
 

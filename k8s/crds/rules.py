@@ -51,13 +51,13 @@ RULES = (
     ),
     Rule(
         ("spec",),
-        "self.prefill.resources.gpu % self.kubernetes.prefill.pods_per_worker == 0",
-        "prefill.resources.gpu must split evenly over kubernetes.prefill.pods_per_worker",
+        "self.prefill.layout.tp % self.kubernetes.prefill.pods_per_worker == 0",
+        "the ranks of prefill.layout must split evenly over kubernetes.prefill.pods_per_worker",
     ),
     Rule(
         ("spec",),
-        "self.decode.resources.gpu % self.kubernetes.decode.pods_per_worker == 0",
-        "decode.resources.gpu must split evenly over kubernetes.decode.pods_per_worker",
+        f"{_RANKS} % self.kubernetes.decode.pods_per_worker == 0",
+        "the ranks of decode.layout must split evenly over kubernetes.decode.pods_per_worker",
     ),
     Rule(
         ("spec", "classes"),

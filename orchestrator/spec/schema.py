@@ -386,14 +386,14 @@ class ClusterSpec(Section):
     kubernetes: KubernetesSpec = Field(default_factory=KubernetesSpec)
 
     @model_validator(mode="after")
-    def _gpus_split_evenly(self) -> ClusterSpec:
-        for role, gpus, pods in (
-            ("prefill", self.prefill.resources.gpu, self.kubernetes.prefill.pods_per_worker),
-            ("decode", self.decode.resources.gpu, self.kubernetes.decode.pods_per_worker),
+    def _ranks_split_evenly(self) -> ClusterSpec:
+        for role, ranks, pods in (
+            ("prefill", self.prefill.layout.ranks, self.kubernetes.prefill.pods_per_worker),
+            ("decode", self.decode.layout.ranks, self.kubernetes.decode.pods_per_worker),
         ):
-            if gpus % pods:
+            if ranks % pods:
                 raise ValueError(
-                    f"{role}.resources.gpu {gpus} does not split evenly over "
+                    f"the {ranks} ranks of {role}.layout do not split evenly over "
                     f"kubernetes.{role}.pods_per_worker {pods}"
                 )
         return self

@@ -167,8 +167,8 @@ _EXISTS = {"operator": "Exists", "value": "x"}
 _WRONG: list[dict[str, object]] = [
     {"tenants": {"Alice": {"weight": 2}}},
     {"security": {"api_keys": {"alice": "short"}}},
-    {"prefill": {"resources": {"gpu": 1}}, "kubernetes": {"prefill": {"pods_per_worker": 2}}},
-    {"decode": {"resources": {"gpu": 3}}, "kubernetes": {"decode": {"pods_per_worker": 2}}},
+    {"prefill": {"layout": {"tp": 3}}, "kubernetes": {"prefill": {"pods_per_worker": 2}}},
+    {"kubernetes": {"decode": {"pods_per_worker": 2}}},
     {"classes": {"Fast": {"ttft_ms": 1, "itl_ms": 1}}},
     {"prefill": {"workers": {"min": 2, "max": 1}}},
     {"decode": {"workers": {"min": 2, "max": 1}}},
@@ -200,10 +200,10 @@ def test_every_example_is_admitted(path: Path) -> None:
         assert admit(resource["spec"], resource["metadata"]["name"])[1] == []
 
 
-def test_the_laptop_example_is_served_by_what_is_built() -> None:
-    path = next(path for path in EXAMPLES if path.stem == "laptop")
-    resource = yaml.safe_load(path.read_text(encoding="utf-8"))
-    resource["metadata"] |= {"namespace": "default", "uid": "u", "generation": 1}
-    outcome = reconcile(resource, Observed(), START, IMAGE)
-    statuses = [action.status for action in outcome.actions if hasattr(action, "status")]
-    assert [status["phase"] for status in statuses] == ["Progressing"]
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_is_served_by_what_is_built(path: Path) -> None:
+    for resource in yaml.safe_load_all(path.read_text(encoding="utf-8")):
+        resource["metadata"] |= {"namespace": "default", "uid": "u", "generation": 1}
+        outcome = reconcile(resource, Observed(), START, IMAGE)
+        statuses = [action.status for action in outcome.actions if hasattr(action, "status")]
+        assert [status["phase"] for status in statuses] == ["Progressing"]
