@@ -36,8 +36,8 @@ class Place:
     user: Path
 
     def options(self) -> list[str]:
-        """Of an operator that looks after this namespace alone."""
-        return [f"--namespace={self.namespace}"]
+        """Of an operator that looks after this namespace alone, where there are others."""
+        return [] if self.namespace == "default" else [f"--namespace={self.namespace}"]
 
 
 _COUNT = itertools.count(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ import yaml
 
 from k8s.operator.kinds import BY_KIND, OWNED, TANDEM_SERVICE
 from k8s.operator.objects import mapping, number, text
-from tests.integration.k8s.audit import Request
+from tests.integration.k8s.audit import Follower, Request
 from tests.integration.k8s.cluster import LAPTOP, RAY, Cluster
 from tests.integration.k8s.conftest import Place
 from tests.integration.k8s.operator_process import Operator, User
@@ -20,12 +20,19 @@ from tests.integration.k8s.real_server import RealServer
 from tests.unit.k8s.test_chart import _rendered as rendered_chart
 
 _EXAMPLES = sorted(LAPTOP.parent.glob("*.yaml"))
-_KINDS = 12 + 1  # objects of a laptop that has one of each, and the finalizer
 
 
-def _looks(count: int) -> Callable[[Sequence[Request]], bool]:
-    """Whether the operator has read the service and all that it owns so many times, to the end."""
-    return lambda seen: sum(one.resource == "pods" for one in seen) >= count
+def _look_again(user: User, audit: Follower, times: int) -> None:
+    """Have the operator look at the service, and wait until it has read all that it owns."""
+
+    def looks(seen: Sequence[Request]) -> int:
+        return sum(one.resource == "pods" for one in seen)
+
+    for _ in range(times):
+        before = looks(audit.seen)
+        note = {"metadata": {"annotations": {"tests.example/looks": str(before)}}}
+        user.merge(TANDEM_SERVICE, "laptop", note)
+        audit.wait(lambda seen, before=before: looks(seen) > before)  # type: ignore[misc]
 
 
 def test_one_look_makes_a_laptop_and_the_next_ones_write_nothing(
@@ -59,12 +66,10 @@ def test_one_look_makes_a_laptop_and_the_next_ones_write_nothing(
                 "--for=condition=Ready",
                 "tds/laptop",
             )
+            # Two looks later everything that was under way has been written.
+            _look_again(user, audit, 2)
             done = len(audit.seen)
-            looks = sum(one.resource == "pods" for one in audit.seen)
-            for number_ in range(3):
-                note = {"metadata": {"annotations": {"test": str(number_)}}}
-                user.merge(TANDEM_SERVICE, "laptop", note)
-                audit.wait(_looks(looks + 1 + number_))
+            _look_again(user, audit, 3)
             assert [one for one in audit.seen[done:] if one.writes] == []
         finally:
             operator.stop()

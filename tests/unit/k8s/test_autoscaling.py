@@ -310,7 +310,7 @@ def test_the_policy_sizes_a_service_for_its_traffic_and_lets_go_of_it_again(
     traffic.rate_rps = 1.0
     world.run(120)
     small = _sizes(world)
-    traffic.rate_rps = 40.0
+    traffic.rate_rps = 400.0
     assert world.run(300, lambda: sum(_sizes(world).values()) > sum(small.values()) + 1)
     world.run(200)
     grown, decided = _sizes(world), mapping(world.service, "status")["decision"]

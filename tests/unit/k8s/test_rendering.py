@@ -175,7 +175,8 @@ def test_ray_places_a_worker_where_all_of_its_ranks_fit() -> None:
     decode = next(one for one in config["applications"] if one["name"] == "decode")
     deployment = serve_app.pool(decode["args"])._bound_deployment
     assert deployment.ray_actor_options["num_cpus"] == 6
-    assert deployment.placement_group_bundles == [{"CPU": 6, "tandem_decode": 1}]
+    bundles = deployment._replica_config.placement_group_bundles
+    assert bundles == [{"CPU": 6, "tandem_decode": 1}]
 
 
 def test_workers_of_one_pod_spread_over_nodes() -> None:
