@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,7 +70,7 @@ def run(settings: Settings, routers: Routers, sizers: SizerFactory) -> None:
                 return
         kopf.run(
             registry=_registry(settings, server, routers, sizers, stop),
-            settings=_kopf_settings(),
+            settings=_kopf_settings(settings.namespaces),
             namespaces=settings.namespaces,
             clusterwide=not settings.namespaces,
             standalone=True,
@@ -83,8 +83,11 @@ def _quiet() -> None:
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)
 
 
-def _kopf_settings() -> kopf.OperatorSettings:
+def _kopf_settings(namespaces: Sequence[str]) -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
+    # Namespaces that are named need not be looked for, which would take rights on all of them. A
+    # KubeRay that is installed later is then noticed by looks alone, not by watching.
+    settings.scanning.disabled = bool(namespaces)
     settings.posting.enabled = False
     settings.watching.server_timeout = _WATCH_S
     settings.watching.client_timeout = _WATCH_S + 30

@@ -33,14 +33,13 @@ class PolicySizer:
         self._told_before = pools.last_number
         spec = pools.service.spec
         ground = ground_of_spec(spec)
-        mode = "active" if spec.autoscaling.mode == "active" else "advisory"
         self._loop = AutoscalerLoop(
             TandemPolicy(ground),
             ground,
             self,
             routers or RouterCalls(pools.routers),
             self,
-            mode,
+            "active" if spec.autoscaling.mode == "active" else "advisory",
         )
 
     async def step(self, now_s: float) -> None:

@@ -30,6 +30,7 @@ from orchestrator.spec.section import Section
 from workers.engine.vllm.flags import OWN_FLAGS, Sizes, argument_problem, layout_problems
 
 _LEAST_KEY_CHARACTERS = 16
+MOST_KEY_CHARACTERS = 256
 SHIPPED_MODEL = "workers/checkpoints/tandem-tiny"
 OWN_VLLM_FLAGS = frozenset(OWN_FLAGS)
 
@@ -292,6 +293,10 @@ def _digest_of(key: object) -> object:
         raise PydanticCustomError(
             "short_key", f"the key is shorter than {_LEAST_KEY_CHARACTERS} characters"
         )
+    if len(key) > MOST_KEY_CHARACTERS:
+        raise PydanticCustomError(
+            "long_key", f"the key is longer than {MOST_KEY_CHARACTERS} characters"
+        )
     return f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
 
 
@@ -303,7 +308,9 @@ class SecuritySpec(Section):
     under the client's name."""
 
     tls: TlsSpec | None = None
-    api_keys: Annotated[dict[ClassName, KeyDigest], Field(min_length=1)] | None = None
+    api_keys: Annotated[dict[ClassName, KeyDigest], Field(min_length=1, max_length=256)] | None = (
+        None
+    )
 
 
 class TenantSpec(Section):

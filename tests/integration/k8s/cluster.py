@@ -127,5 +127,5 @@ class Cluster:
             },
         )
         ready = {"type": "Ready", "status": "True"}
-        status = {"phase": "Running", "podIP": host, "conditions": [ready]}
+        status: Object = {"phase": "Running", "podIP": host, "conditions": [ready]}
         self.user.set_status(POD, "laptop-router-1", status)

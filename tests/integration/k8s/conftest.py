@@ -43,14 +43,23 @@ class Place:
 _COUNT = itertools.count(1)
 
 
-@pytest.fixture(params=["in memory", "kube-apiserver"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+@pytest.fixture(scope="session", params=["in memory", "kube-apiserver"])
+def shared_server(request: pytest.FixtureRequest) -> RealServer | None:
+    """None: each test has a server of its own, in memory."""
     if request.param == "in memory":
-        server = MemoryServer(tmp_path)
-        yield Place(server, "default", server.kubeconfig, server.kubeconfig)
-        server.close()
+        return None
+    server: RealServer = request.getfixturevalue("real_server")
+    return server
+
+
+@pytest.fixture
+def place(shared_server: RealServer | None, tmp_path: Path) -> Iterator[Place]:
+    if shared_server is not None:
+        yield _in_new_namespace(shared_server)
         return
-    yield _in_new_namespace(request.getfixturevalue("real_server"))
+    server = MemoryServer(tmp_path)
+    yield Place(server, "default", server.kubeconfig, server.kubeconfig)
+    server.close()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ else of it: pods, rollouts and KubeRay are played by the tests.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -49,8 +50,14 @@ class RealServer:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._port = free_port()
         self._url = f"https://127.0.0.1:{self._port}"
-        self._start_etcd_and_server(folder, binaries)
         self.kubeconfig = self._kubeconfig("admin", _TOKEN)
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.close)
+            self._set_up(folder, binaries)
+            stack.pop_all()
+
+    def _set_up(self, folder: Path, binaries: Path) -> None:
+        self._start_etcd_and_server(folder, binaries)
         self._wait("/readyz")
         self.audit = Audit(folder / "audit.log")
         for manifest in _foreign_definitions():

@@ -16,7 +16,7 @@ import pytest
 from k8s.operator.kinds import EVENT, TANDEM_SERVICE
 from k8s.operator.objects import mapping, sequence, text
 from orchestrator.runtime.ports import free_port
-from protos.tandem.v1 import admin_pb2, admin_pb2_grpc
+from protos.tandem.v1 import admin_pb2
 from tests.integration.k8s.cluster import Cluster
 from tests.integration.k8s.conftest import Place
 from tests.integration.k8s.operator_process import Operator, User
@@ -24,16 +24,25 @@ from tests.integration.k8s.operator_process import Operator, User
 _GROWS = 50  # requests that arrive between two questions
 
 
-class BusyRouter(admin_pb2_grpc.AdminServicer):
+class BusyRouter:
     """More and more has arrived each time that it is asked; one worker of each role serves."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._arrived = 0
 
-    def GetStatus(  # noqa: N802 - the name of the call
-        self, request: admin_pb2.GetStatusRequest, context: grpc.ServicerContext
-    ) -> admin_pb2.GetStatusResponse:
+    @property
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """It answers Admin.GetStatus and nothing else."""
+        handler = grpc.unary_unary_rpc_method_handler(
+            self._status,
+            request_deserializer=admin_pb2.GetStatusRequest.FromString,
+            response_serializer=admin_pb2.GetStatusResponse.SerializeToString,
+        )
+        name = admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
+        return grpc.method_handlers_generic_handler(name, {"GetStatus": handler})
+
+    def _status(self, request: object, context: object) -> admin_pb2.GetStatusResponse:
         with self._lock:
             self._arrived += _GROWS
             arrived = self._arrived
@@ -61,7 +70,7 @@ def router() -> Iterator[str]:
     """The address of a router that has a lot to do."""
     with ThreadPoolExecutor(2) as threads:
         server = grpc.server(threads)
-        admin_pb2_grpc.add_AdminServicer_to_server(BusyRouter(), server)
+        server.add_generic_rpc_handlers((BusyRouter().handlers,))
         address = f"127.0.0.1:{free_port()}"
         server.add_insecure_port(address)
         server.start()

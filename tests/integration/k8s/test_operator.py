@@ -9,6 +9,7 @@ from k8s.operator.objects import mapping, sequence, text
 from tests.integration.k8s.cluster import DEPLOYMENT, RAY, Cluster
 from tests.integration.k8s.conftest import Place
 from tests.integration.k8s.operator_process import Operator, User
+from tests.unit.k8s.api_server import Object
 
 
 def test_a_service_lives_through_an_upgrade_a_killed_operator_and_its_end(
@@ -65,7 +66,7 @@ def test_a_pool_that_breaks_is_said_and_so_is_that_it_is_well_again(
         pool = cluster.run_first_pool()
         broken = {"status": "UNHEALTHY", "message": "no GPU", "serveDeploymentStatuses": {}}
         statuses = {"decode": broken, "prefill": {"status": "RUNNING"}}
-        status = {"activeServiceStatus": {"applicationStatuses": statuses}}
+        status: Object = {"activeServiceStatus": {"applicationStatuses": statuses}}
         user.set_status(RAY, pool, status)
         user.wait(TANDEM_SERVICE, lambda: cluster.condition("Degraded") == "True/PoolFailed")
         cluster.report_pool(pool)
@@ -100,9 +101,9 @@ def test_a_wrong_spec_is_refused_or_named(place: Place, user: User, operator_log
 def test_a_second_operator_waits_until_the_first_is_gone(
     place: Place, user: User, operator_log: Path, tmp_path: Path
 ) -> None:
-    # Its lease is where the operator is, and everybody's: other tests hold none.
+    # As the chart runs it: for all namespaces, with the lease where the operator is.
     home = "default" if place.namespace == "default" else "tandem"
-    options = [f"--lease-namespace={home}", *place.options()]
+    options = [f"--lease-namespace={home}"]
     second_log = tmp_path / "second.log"
     first = Operator(place.operator, operator_log, *options)
     second = None

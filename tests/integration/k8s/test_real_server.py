@@ -17,6 +17,7 @@ from tests.integration.k8s.cluster import LAPTOP, RAY, Cluster
 from tests.integration.k8s.conftest import Place
 from tests.integration.k8s.operator_process import Operator, User
 from tests.integration.k8s.real_server import RealServer
+from tests.unit.k8s.api_server import Object
 from tests.unit.k8s.test_chart import _rendered as rendered_chart
 
 _EXAMPLES = sorted(LAPTOP.parent.glob("*.yaml"))
@@ -30,7 +31,7 @@ def _look_again(user: User, audit: Follower, times: int) -> None:
 
     for _ in range(times):
         before = looks(audit.seen)
-        note = {"metadata": {"annotations": {"tests.example/looks": str(before)}}}
+        note: Object = {"metadata": {"annotations": {"tests.example/looks": str(before)}}}
         user.merge(TANDEM_SERVICE, "laptop", note)
         audit.wait(lambda seen, before=before: looks(seen) > before)  # type: ignore[misc]
 

@@ -187,7 +187,7 @@ class ApiServer:
             return _refusal(404, "not found")
         key = (place, f"{name}/status", manager)
         before = copy.deepcopy(found)
-        own = {"status": _dict(body, "status")}
+        own: Object = {"status": _dict(body, "status")}
         _take_away(found, self._applied.get(key, {}), own)
         _put(found, own)
         self._applied[key] = copy.deepcopy(own)

@@ -174,7 +174,9 @@ def test_ray_places_a_worker_where_all_of_its_ranks_fit() -> None:
     config = yaml.safe_load(text(pool(service), "spec", "serveConfigV2"))
     decode = next(one for one in config["applications"] if one["name"] == "decode")
     deployment = serve_app.pool(decode["args"])._bound_deployment
-    assert deployment.ray_actor_options["num_cpus"] == 6
+    options = deployment.ray_actor_options
+    assert options is not None
+    assert options["num_cpus"] == 6
     bundles = deployment._replica_config.placement_group_bundles
     assert bundles == [{"CPU": 6, "tandem_decode": 1}]
 

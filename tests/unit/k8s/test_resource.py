@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -15,7 +16,7 @@ from k8s.generate import COPIES, rendered
 from k8s.operator.core import reconcile
 from k8s.operator.observed import Observed
 from orchestrator.spec import ClusterSpec, SpecError, validated
-from tests.unit.k8s.admission import admit, is_structural, resource_schema
+from tests.unit.k8s.admission import admit, broken_rules, is_structural, resource_schema
 from tests.unit.k8s.schemas import problems_of
 from tests.unit.k8s.world import IMAGE, START
 
@@ -29,6 +30,43 @@ def test_the_committed_copies_are_what_the_spec_generates() -> None:
 def test_the_definition_is_valid_and_structural() -> None:
     assert problems_of(yaml.safe_load(rendered())) == []
     assert is_structural(resource_schema()) == []
+
+
+def _sections(
+    schema: Mapping[str, object], at: str = ""
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    yield at, schema
+    for name, field in cast(
+        Mapping[str, Mapping[str, object]], schema.get("properties", {})
+    ).items():
+        yield from _sections(field, f"{at}.{name}")
+
+
+def test_the_default_of_each_section_meets_its_rules_as_it_stands() -> None:
+    """The server refuses a definition otherwise: it checks defaults before it fills them in."""
+    checked = 0
+    for at, schema in _sections(resource_schema()):
+        if "default" in schema and "properties" in schema:
+            checked += bool(schema.get("x-kubernetes-validations"))
+            assert broken_rules(schema, schema["default"]) == [], at
+    assert checked >= 5
+
+
+def test_what_a_rule_goes_through_has_an_end() -> None:
+    """The server refuses a definition whose rules could cost too much."""
+    for at, schema in _sections(resource_schema()):
+        if not schema.get("x-kubernetes-validations") or "properties" in schema:
+            continue
+        if schema.get("type") == "array":
+            assert "maxItems" in schema, at
+            below = schema["items"]
+        elif "additionalProperties" in schema:
+            assert "maxProperties" in schema, at
+            below = schema["additionalProperties"]
+        else:
+            continue
+        if below["type"] == "string":
+            assert "maxLength" in below, at
 
 
 def test_an_empty_spec_gets_the_defaults_of_tandem_up() -> None:
