@@ -23,7 +23,9 @@ class Operator:
     """`tandem operator run` against one kubeconfig."""
 
     def __init__(self, kubeconfig: Path, log: Path, *options: str) -> None:
-        command = [sys.executable, "-m", "orchestrator.cli.main", "operator", "run"]
+        # Test servers sign their own certificates, which urllib3 warns of at each request.
+        python = [sys.executable, "-W", "ignore", "-m"]
+        command = [*python, "orchestrator.cli.main", "operator", "run"]
         self._log = log.open("ab")
         self._process = subprocess.Popen(
             [*command, f"--kubeconfig={kubeconfig}", "--image=registry.example/tandem:1", *options],
@@ -96,7 +98,7 @@ class User:
             "metadata": {"name": name},
             "status": status,
         }
-        path = f"{resource.path('default', name)}/status"
+        path = f"{resource.path(self.namespace, name)}/status"
         query = {"fieldManager": "test", "force": "true"}
         code, answer = self.call("PATCH", path, body, "application/apply-patch+yaml", query)
         assert code == 200, answer
@@ -135,7 +137,7 @@ class User:
             headers["Authorization"] = token
         with self._client.rest_client.pool_manager.request(
             "GET",
-            f"{settings.host}{resource.path('default')}",
+            f"{settings.host}{resource.path(self.namespace)}",
             fields={"watch": "true", "resourceVersion": version},
             headers=headers,
             preload_content=False,

@@ -87,9 +87,6 @@ def test_the_chart_installs_with_plain_kubectl_apply(
         said = real_server.kubectl("apply", f"-f{manifests}", *options)
         assert "tandemservice.tandem.dev/tandem" in said
     assert "unchanged" in real_server.kubectl("apply", f"-f{manifests}")
-    real_server.kubectl("delete", f"-f{manifests}", "--wait=false")
-    # What other tests use has gone with it.
-    real_server.kubectl("apply", "-k", str(LAPTOP.parents[1] / "kustomize" / "base"))
 
 
 @pytest.mark.parametrize("path", _EXAMPLES, ids=lambda path: path.stem)
