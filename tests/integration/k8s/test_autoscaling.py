@@ -32,7 +32,9 @@ class BusyRouter:
         self._arrived = 0
 
     @property
-    def handlers(self) -> grpc.GenericRpcHandler:
+    def handlers(
+        self,
+    ) -> grpc.GenericRpcHandler[admin_pb2.GetStatusRequest, admin_pb2.GetStatusResponse]:
         """It answers Admin.GetStatus and nothing else."""
         handler = grpc.unary_unary_rpc_method_handler(
             self._status,
