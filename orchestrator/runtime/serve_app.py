@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from orchestrator.runtime.node_replica import NodeReplica
 from orchestrator.runtime.placement import Placement
 from orchestrator.runtime.pools import HEALTH_PERIOD_S, HEALTH_TIMEOUT_S
-from orchestrator.runtime.replica import shutdown_timeout_s
+from orchestrator.runtime.stop_times import shutdown_timeout_s
 from orchestrator.runtime.worker_configs import worker_config
 from orchestrator.spec.loading import find_model, validated
 from workers.registry import Role
