@@ -44,6 +44,7 @@ class TrafficCounts:
     failed: int = 0
     met_ttft: int = 0
     met_itl: int = 0
+    met_both: int = 0
     ttft_s: float = 0.0
     itl_s: float = 0.0
 
@@ -65,8 +66,11 @@ class TrafficCounts:
         self.answer_squares += float(tokens) * tokens
         self.ended_prompt_tokens += finished.prompt_tokens
         self.cached_tokens += report.cached_tokens
-        self.met_ttft += report.ttft_ms <= target.ttft_s * 1e3
-        self.met_itl += report.mean_itl_ms <= target.itl_s * 1e3
+        met_ttft = report.ttft_ms <= target.ttft_s * 1e3
+        met_itl = report.mean_itl_ms <= target.itl_s * 1e3
+        self.met_ttft += met_ttft
+        self.met_itl += met_itl
+        self.met_both += met_ttft and met_itl
         self.ttft_s += report.ttft_ms / 1e3
         self.itl_s += report.mean_itl_ms / 1e3
 
@@ -85,6 +89,7 @@ class TrafficCounts:
             failed=self.failed,
             met_ttft=self.met_ttft,
             met_itl=self.met_itl,
+            met_both=self.met_both,
             ttft_s=self.ttft_s,
             itl_s=self.itl_s,
             running=len(made),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 from k8s.crds.rules import RULES, TEXTS, WITHOUT_DEFAULT
@@ -19,6 +20,7 @@ _COLUMNS = (
     ("Prefill", ".status.prefill.summary", "string"),
     ("Decode", ".status.decode.summary", "string"),
     ("Ratio", ".status.ratio", "string"),
+    ("Goodput", ".status.goodput", "string"),
     ("Age", ".metadata.creationTimestamp", "date"),
 )
 
@@ -36,7 +38,27 @@ def spec_schema() -> Schema:
         if rule.path:
             _add_rule(_at(spec, rule.path[1:]), rule.rule, rule.message)
     spec["default"] = {}
+    _complete_defaults(spec)
     return spec
+
+
+def _complete_defaults(schema: Schema) -> dict[str, object]:
+    """Have the default of each section name all that its fields default to; returns that.
+
+    The server fills in what is missing below a default by itself, but it checks the rules of a
+    section against the section's default as it stands.
+    """
+    complete: dict[str, object] = {}
+    for name, field in cast(Mapping[str, Schema], schema.get("properties", {})).items():
+        if "properties" in field:
+            below = _complete_defaults(field)
+            if "default" in field:
+                field["default"] = below
+        if "default" in field:
+            complete[name] = field["default"]
+    if "default" in schema and "properties" in schema:
+        schema["default"] = complete
+    return complete
 
 
 def definition() -> Schema:
@@ -103,5 +125,8 @@ def _add_rule(schema: Schema, rule: str, message: str) -> None:
 
 def _at(schema: Schema, path: tuple[str, ...]) -> Schema:
     for name in path:
-        schema = cast(dict[str, Schema], schema["properties"])[name]
+        if name == "*":
+            schema = cast(Schema, schema["additionalProperties"])
+        else:
+            schema = cast(dict[str, Schema], schema["properties"])[name]
     return schema

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.spec.schema import OWN_VLLM_FLAGS
+from orchestrator.spec.schema import MOST_KEY_CHARACTERS, OWN_VLLM_FLAGS
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +34,12 @@ _TOLERATION = "self.all(t, t.operator == 'Equal' || size(t.value) == 0)"
 # A server-side default of `max` would stop `min: 3` alone from meaning three workers.
 WITHOUT_DEFAULT = frozenset({("prefill", "workers", "max"), ("decode", "workers", "max")})
 
-# A length lets the server bound what the rules on a text can cost.
+# A length lets the server bound what the rules on a text can cost; * are the values of a map.
 TEXTS: dict[tuple[str, ...], dict[str, object]] = {
     ("store",): {"pattern": "^(embedded|(redis|rediss|unix)://.*)$"},
     ("router", "grpc"): {"pattern": f"^.+:{_PORT}$", "maxLength": 300},
     ("router", "http"): {"pattern": f"^.+:{_PORT}$", "maxLength": 300},
+    ("security", "api_keys", "*"): {"maxLength": MOST_KEY_CHARACTERS},
 }
 
 RULES = (
@@ -51,13 +52,13 @@ RULES = (
     ),
     Rule(
         ("spec",),
-        "self.prefill.resources.gpu % self.kubernetes.prefill.pods_per_worker == 0",
-        "prefill.resources.gpu must split evenly over kubernetes.prefill.pods_per_worker",
+        "self.prefill.layout.tp % self.kubernetes.prefill.pods_per_worker == 0",
+        "the ranks of prefill.layout must split evenly over kubernetes.prefill.pods_per_worker",
     ),
     Rule(
         ("spec",),
-        "self.decode.resources.gpu % self.kubernetes.decode.pods_per_worker == 0",
-        "decode.resources.gpu must split evenly over kubernetes.decode.pods_per_worker",
+        f"{_RANKS} % self.kubernetes.decode.pods_per_worker == 0",
+        "the ranks of decode.layout must split evenly over kubernetes.decode.pods_per_worker",
     ),
     Rule(
         ("spec", "classes"),

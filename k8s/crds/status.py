@@ -34,9 +34,42 @@ def _pool(role: str) -> Schema:
     }
 
 
+_COUNTS: Schema = {
+    "type": "object",
+    "properties": {"prefill": _COUNT, "decode": _COUNT},
+}
+_SCALING: Schema = {
+    "type": "object",
+    "description": "What the autoscaler wants; written by it alone.",
+    "properties": {
+        "workers": {
+            **_COUNTS,
+            "description": "That pools are to have, within workers.min and max; mode active.",
+        },
+        "decisions": {
+            "type": "array",
+            "description": "Those of late, the newest last.",
+            "maxItems": 32,
+            "items": {
+                "type": "object",
+                "properties": {
+                    "id": {"type": "string"},
+                    "at": _TIME,
+                    "reason": {"type": "string"},
+                    "summary": {"type": "string"},
+                    "outcome": {"type": "string"},
+                    "before": _COUNTS,
+                    "after": _COUNTS,
+                    "lines": {"type": "array", "items": {"type": "string"}},
+                },
+            },
+        },
+    },
+}
+
 STATUS: Schema = {
     "type": "object",
-    "description": "What the operator last saw; written by it alone.",
+    "description": "What the operator last saw; written by it, but for scaling.",
     "properties": {
         "phase": {
             "type": "string",
@@ -48,6 +81,15 @@ STATUS: Schema = {
         "prefill": _pool("prefill"),
         "decode": _pool("decode"),
         "ratio": {"type": "string", "description": "Ready prefill : decode workers."},
+        "goodput": {
+            "type": "string",
+            "description": "Requests a second that met both of their targets, of late.",
+        },
+        "scaling": _SCALING,
+        "decision": {
+            "type": "string",
+            "description": "The last one of scaling.decisions that the operator has acted on.",
+        },
         "endpoint": {"type": "string", "description": "host:port of the OpenAI API."},
         "startingSince": {**_TIME, "description": "When the pool began that is starting."},
         "drain": {

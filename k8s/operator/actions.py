@@ -39,6 +39,11 @@ class WriteStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ForgetScaling:
+    """Take back what an autoscaler wrote that does not act any more."""
+
+
+@dataclass(frozen=True, slots=True)
 class Announce:
     """Tell people by an Event."""
 
@@ -47,7 +52,7 @@ class Announce:
     message: str
 
 
-Action = Apply | Delete | SetFinalizers | WriteStatus | Announce
+Action = Apply | Delete | SetFinalizers | WriteStatus | ForgetScaling | Announce
 
 
 def applies(wanted: Iterable[Manifest], observed: Observed) -> list[Action]:

@@ -16,7 +16,8 @@ from urllib3.exceptions import HTTPError
 
 from k8s.operator.kinds import EVENT, POD, TANDEM_SERVICE, Resource
 from k8s.operator.objects import Manifest, number, sequence, text
-from k8s.operator.service import FIELD_MANAGER, LABEL_SERVICE
+from k8s.operator.scaling import FIELD_MANAGER as AUTOSCALER
+from k8s.operator.service import FIELD_MANAGER, LABEL_COMPONENT, LABEL_SERVICE
 
 _TIMEOUT_S = 15.0
 _JSON = "application/json"
@@ -58,13 +59,16 @@ class Api:
                 return None
             raise
 
-    def pods(self, namespace: str, service: str) -> list[Manifest]:
-        return self._list(POD, namespace, service)
+    def pods(self, namespace: str, service: str, component: str = "") -> list[Manifest]:
+        """Of the service, or of one of its components."""
+        more = f",{LABEL_COMPONENT}={component}" if component else ""
+        return self._list(POD, namespace, service, more)
 
-    def _list(self, resource: Resource, namespace: str, service: str) -> list[Manifest]:
-        answer = self._call(
-            "GET", resource.path(namespace), query={"labelSelector": f"{LABEL_SERVICE}={service}"}
-        )
+    def _list(
+        self, resource: Resource, namespace: str, service: str, more: str = ""
+    ) -> list[Manifest]:
+        selector = {"labelSelector": f"{LABEL_SERVICE}={service}{more}"}
+        answer = self._call("GET", resource.path(namespace), query=selector)
         # Items of a list name neither their kind nor its version.
         head = {"apiVersion": resource.api_version, "kind": resource.kind}
         return [{**head, **cast(Manifest, item)} for item in sequence(answer, "items")]
@@ -85,6 +89,18 @@ class Api:
         }
         path = f"{TANDEM_SERVICE.path(namespace, name)}/status"
         return self._call("PATCH", path, body, _APPLY, {"force": "true"} | _MANAGER)
+
+    def write_scaling(self, namespace: str, name: str, scaling: Mapping[str, object]) -> None:
+        """Replace what the autoscaler says in the status; nothing takes it back."""
+        body = {
+            "apiVersion": TANDEM_SERVICE.api_version,
+            "kind": TANDEM_SERVICE.kind,
+            "metadata": {"name": name},
+            "status": {"scaling": scaling} if scaling else {},
+        }
+        path = f"{TANDEM_SERVICE.path(namespace, name)}/status"
+        query = {"force": "true", "fieldManager": AUTOSCALER}
+        self._call("PATCH", path, body, _APPLY, query)
 
     def set_finalizers(
         self, namespace: str, name: str, version: str, finalizers: Sequence[str]

@@ -10,8 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from k8s.operator import goodput, scaling
 from k8s.operator import status as report
-from k8s.operator.actions import Action, Announce, Delete, SetFinalizers, WriteStatus, applies
+from k8s.operator.actions import (
+    Action,
+    Announce,
+    Delete,
+    ForgetScaling,
+    SetFinalizers,
+    WriteStatus,
+    applies,
+)
 from k8s.operator.deletion import Deletion, plan_deletion
 from k8s.operator.objects import Key, Manifest, at, key_of, mapping, sequence, text
 from k8s.operator.observed import Observed, label
@@ -60,7 +69,8 @@ class _NotBuiltError(SpecError):
 def _service(resource: Manifest, identity: Identity, default_image: str, deleting: bool) -> Service:
     """Raises SpecError with every fault, each naming its field and the fix."""
     spec = validated(mapping(resource, "spec"))
-    service = identity.with_spec(spec, default_image)
+    active = spec.autoscaling.mode == "active"
+    service = identity.with_spec(spec, default_image, scaling.wanted(resource) if active else None)
     problems = []
     if not service.image:
         problems.append("kubernetes.image is empty and the operator has no --image: set one")
@@ -98,7 +108,7 @@ def _refused(resource: Manifest, identity: Identity, error: SpecError, now: date
         Condition("SafeToDelete", False, "NotDraining", "deletion drains first"),
     ]
     status = {
-        **mapping(resource, "status"),
+        **report.own(resource),
         "phase": report.phase(found),
         "observedGeneration": identity.generation,
         "conditions": report.conditions(found, resource, identity.generation, now),
@@ -125,9 +135,37 @@ def _serve(resource: Manifest, service: Service, observed: Observed, now: dateti
     actions += _prune(service, wanted, observed, rollout)
     found = rollout.conditions(observed)
     actions += _announcements(resource, found)
-    actions += _status(resource, rollout.status(resource, found, now))
+    actions += _scaling_news(resource, service)
+    status = rollout.status(resource, found, now)
+    figure = goodput.shown(observed.goodput, text(resource, "status", "goodput"))
+    if figure:
+        status["goodput"] = figure
+    decision = _last_decision(resource, service)
+    if decision is not None:
+        status["decision"] = text(decision, "id")
+    actions += _status(resource, status)
     settled = rollout.complete and not any(c.type == "Degraded" and c.value for c in found)
     return Outcome(tuple(actions), _RESYNC_S if settled else _PROGRESS_S)
+
+
+def _last_decision(resource: Manifest, service: Service) -> object | None:
+    """The newest one of the autoscaler that the spec asks for."""
+    if service.spec.autoscaling.mode == "off":
+        return None
+    return next(reversed(scaling.decisions(resource)), None)
+
+
+def _scaling_news(resource: Manifest, service: Service) -> list[Action]:
+    """Tell people of a decision, once, and take back those of an autoscaler that was stopped."""
+    mode = service.spec.autoscaling.mode
+    stale = mode == "off" and scaling.is_there(resource)
+    if stale or (mode != "active" and scaling.wanted(resource)):
+        return [ForgetScaling()]
+    decision = _last_decision(resource, service)
+    if decision is None or text(decision, "id") == text(resource, "status", "decision"):
+        return []
+    reason = "Scaled" if mode == "active" else "ScalingAdvised"
+    return [Announce("Normal", reason, text(decision, "summary"))]
 
 
 def _prune(
@@ -163,7 +201,7 @@ def _delete(
     actions: list[Action] = [*deletion.actions]
     actions += _announcements(resource, deletion.conditions)
     status = {
-        **mapping(resource, "status"),
+        **report.own(resource),
         "phase": report.phase(deletion.conditions),
         "observedGeneration": identity.generation,
         "drain": deletion.drain,

@@ -34,6 +34,7 @@ class Observed:
     missing_kinds: frozenset[str] = frozenset()
     in_flight: InFlight | None = None
     settled: Mapping[Key, str] = field(default_factory=dict)
+    goodput: float | None = None  # requests a second that met both targets; None: not measured
 
     def of_kind(self, kind: str) -> Iterator[Manifest]:
         return (manifest for key, manifest in self.objects.items() if key.kind == kind)
@@ -139,8 +140,13 @@ def router_state(deployment: Manifest | None) -> RouterState:
 
 def router_addresses(observed: Observed) -> list[str]:
     """host:port of the gRPC API of every router that runs."""
+    return addresses_of(observed.pods_of("router"))
+
+
+def addresses_of(routers: Sequence[Manifest]) -> list[str]:
+    """host:port of the gRPC API of these pods."""
     addresses = []
-    for pod in observed.pods_of("router"):
+    for pod in routers:
         host = text(pod, "status", "podIP")
         for container in sequence(pod, "spec", "containers"):
             for port in sequence(container, "ports"):

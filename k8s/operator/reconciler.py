@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Protocol
 
-from k8s.operator.actions import Action, Announce, Apply, Delete, SetFinalizers, WriteStatus
+from k8s.operator.actions import (
+    Action,
+    Announce,
+    Apply,
+    Delete,
+    ForgetScaling,
+    SetFinalizers,
+    WriteStatus,
+)
 from k8s.operator.api import Api, ApiError
 from k8s.operator.core import asks_in_flight, reconcile
+from k8s.operator.goodput import LEAST_S, Sample, rate
 from k8s.operator.kinds import BY_KIND, OWNED, TANDEM_SERVICE
 from k8s.operator.objects import Key, Manifest, key_of, number, text
 from k8s.operator.observed import InFlight, Observed, generation, router_addresses
@@ -20,11 +30,18 @@ from k8s.operator.status import timestamp
 _LOG = logging.getLogger(__name__)
 
 
-class Drainer(Protocol):
-    """Asks routers what they still work on; the command line brings the one that speaks gRPC."""
+class Routers(Protocol):
+    """Asks routers at their gRPC addresses; the command line brings the one that speaks gRPC.
+
+    Neither method raises.
+    """
 
     def in_flight(self, routers: Sequence[str]) -> InFlight:
-        """Over all of these gRPC addresses; never raises, a silent router is counted as such."""
+        """What all of them still work on; a silent router is counted as such."""
+        ...
+
+    def met(self, routers: Sequence[str]) -> Mapping[str, int]:
+        """Requests that met both targets since each of them began; silent ones are left out."""
         ...
 
 
@@ -32,14 +49,15 @@ class Reconciler:
     """Reconciles any TandemService; `api` says how many calls it took."""
 
     def __init__(
-        self, api: Api, drainer: Drainer, now: Callable[[], datetime], default_image: str = ""
+        self, api: Api, routers: Routers, now: Callable[[], datetime], default_image: str = ""
     ) -> None:
         self._api = api
-        self._drainer = drainer
+        self._routers = routers
         self._now = now
         self._default_image = default_image
         # What objects became when this process applied them: the server may amend what it gets.
         self._settled: dict[str, dict[Key, str]] = {}
+        self._met: dict[str, Sample] = {}
 
     def reconcile(self, namespace: str, name: str) -> float | None:
         """Do what one look leads to; seconds until the next, None when there is nothing to wait
@@ -59,6 +77,7 @@ class Reconciler:
             _LOG.info("%s/%s: reconciled in %.2f s, %d calls", namespace, name, took_s, calls)
         if outcome.again_s is None:
             self._settled.pop(uid, None)
+            self._met.pop(uid, None)
         return outcome.again_s
 
     def _observe(self, resource: Manifest, namespace: str, name: str, uid: str) -> Observed:
@@ -77,12 +96,18 @@ class Reconciler:
             missing_kinds=frozenset(missing),
             settled=self._settled.get(uid, {}),
         )
-        if not asks_in_flight(resource, observed):
-            return observed
-        load = self._drainer.in_flight(router_addresses(observed))
-        return Observed(
-            observed.objects, observed.pods, observed.missing_kinds, load, observed.settled
-        )
+        if asks_in_flight(resource, observed):
+            load = self._routers.in_flight(router_addresses(observed))
+            return replace(observed, in_flight=load)
+        return replace(observed, goodput=self._goodput(uid, router_addresses(observed)))
+
+    def _goodput(self, uid: str, routers: Sequence[str]) -> float | None:
+        """Of the time since the routers were last asked; None while that is too short."""
+        now_s, before = self._now().timestamp(), self._met.get(uid)
+        if not routers or (before is not None and now_s - before.at_s < LEAST_S):
+            return None
+        sample = self._met[uid] = Sample(now_s, self._routers.met(routers))
+        return rate(before, sample) if before is not None else None
 
     def _perform(self, action: Action, resource: Manifest, version: str) -> str:
         """Returns the resource's version after it."""
@@ -103,6 +128,8 @@ class Reconciler:
             case WriteStatus(status):
                 written = self._api.write_status(namespace, name, status)
                 return text(written, "metadata", "resourceVersion")
+            case ForgetScaling():
+                self._api.write_scaling(namespace, name, {})
             case Announce():
                 _LOG.info("%s/%s: %s: %s", namespace, name, action.reason, action.message)
                 try:

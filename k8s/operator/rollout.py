@@ -44,7 +44,7 @@ class Rollout:
     start_late: bool
 
     def size(self, role: Role) -> int:
-        return self.service.pool(role).workers.min
+        return self.service.size(role)
 
     @property
     def target_ready(self) -> bool:
@@ -173,7 +173,7 @@ def plan_rollout(
     router = router_state(observed.objects.get(Key("Deployment", f"{service.name}-router")))
     target = _pools(service, observed, service.revision)
     serving = _pools(service, observed, router.revision)
-    running = all(target[role].running for role in ROLES if service.pool(role).workers.min)
+    running = all(target[role].running for role in ROLES if service.size(role))
     # An old pool that serves nobody is no reason to wait: it may hold the GPUs that are needed.
     switch = router.revision in ("", service.revision) or running or not router.ready
     in_use = {service.revision}

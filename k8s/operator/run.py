@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,9 +16,11 @@ from kubernetes import client, config
 
 from k8s.crds.definition import GROUP, PLURAL, VERSION
 from k8s.operator.api import Api
+from k8s.operator.autoscaling import Autoscaling, SizerFactory
 from k8s.operator.leader import Leadership, LeaseName
 from k8s.operator.queue import ServiceKey, WorkQueue
-from k8s.operator.reconciler import Drainer, Reconciler
+from k8s.operator.reconciler import Reconciler, Routers
+from k8s.operator.scaling import askable
 from k8s.operator.service import LABEL_SERVICE
 
 _WATCH_S = 300  # the server ends a watch after this; a lost one is noticed by then
@@ -52,7 +55,7 @@ def connection(settings: Settings) -> client.Configuration:
     return found
 
 
-def run(settings: Settings, drainer: Drainer) -> None:
+def run(settings: Settings, routers: Routers, sizers: SizerFactory) -> None:
     """Until SIGTERM or SIGINT, or until another operator leads."""
     _quiet()
     server = connection(settings)
@@ -66,8 +69,8 @@ def run(settings: Settings, drainer: Drainer) -> None:
             if not leadership.wait():
                 return
         kopf.run(
-            registry=_registry(settings, server, drainer, stop),
-            settings=_kopf_settings(),
+            registry=_registry(settings, server, routers, sizers, stop),
+            settings=_kopf_settings(settings.namespaces),
             namespaces=settings.namespaces,
             clusterwide=not settings.namespaces,
             standalone=True,
@@ -80,8 +83,11 @@ def _quiet() -> None:
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)
 
 
-def _kopf_settings() -> kopf.OperatorSettings:
+def _kopf_settings(namespaces: Sequence[str]) -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
+    # Namespaces that are named need not be looked for, which would take rights on all of them. A
+    # KubeRay that is installed later is then noticed by looks alone, not by watching.
+    settings.scanning.disabled = bool(namespaces)
     settings.posting.enabled = False
     settings.watching.server_timeout = _WATCH_S
     settings.watching.client_timeout = _WATCH_S + 30
@@ -91,17 +97,25 @@ def _kopf_settings() -> kopf.OperatorSettings:
 def _registry(
     settings: Settings,
     server: client.Configuration,
-    drainer: Drainer,
+    routers: Routers,
+    sizers: SizerFactory,
     stop: threading.Event,
 ) -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
     api = Api(client.ApiClient(server))
-    reconciler = Reconciler(api, drainer, lambda: datetime.now(UTC), settings.image)
+    reconciler = Reconciler(api, routers, lambda: datetime.now(UTC), settings.image)
 
     async def look(key: ServiceKey) -> float | None:
         return await asyncio.to_thread(reconciler.reconcile, key.namespace, key.name)
 
+    async def write(key: ServiceKey, scaling: Mapping[str, object]) -> None:
+        await asyncio.to_thread(api.write_scaling, key.namespace, key.name, scaling)
+
+    def addresses(key: ServiceKey) -> list[str]:
+        return askable(api.pods(key.namespace, key.name, "router"))
+
     queue = WorkQueue(look)
+    autoscaling = Autoscaling(sizers, addresses, write)
     tasks: list[asyncio.Task[None]] = []
 
     @kopf.on.login(registry=registry)
@@ -117,12 +131,20 @@ def _registry(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await autoscaling.stop()
         # kopf waits for the flag in a thread, which would outlive a stop by signal.
         stop.set()
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
-    async def service_changed(name: str | None, namespace: str | None, **_: object) -> None:
-        queue.add(ServiceKey(str(namespace), str(name)))
+    async def service_changed(
+        name: str | None, namespace: str | None, event: kopf.RawEvent, body: kopf.Body, **_: object
+    ) -> None:
+        key = ServiceKey(str(namespace), str(name))
+        if event["type"] == "DELETED":
+            autoscaling.forget(key)
+        else:
+            autoscaling.follow(key, body)
+        queue.add(key)
 
     owned = {LABEL_SERVICE: kopf.PRESENT}
 

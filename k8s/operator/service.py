@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from k8s.crds.definition import GROUP, KIND, VERSION
@@ -34,7 +35,7 @@ _NOT_OF_PODS = {"router", "store", "start_timeout_s", "network_policy", "monitor
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A TandemService whose spec is valid."""
+    """A TandemService whose spec is valid; `wanted` is what its autoscaler asks for."""
 
     name: str
     namespace: str
@@ -42,6 +43,7 @@ class Service:
     generation: int
     spec: ClusterSpec
     image: str
+    wanted: Mapping[Role, int] = field(default_factory=dict)
 
     @property
     def labels(self) -> dict[str, str]:
@@ -98,6 +100,15 @@ class Service:
     def pool(self, role: Role) -> PrefillPool | DecodePool:
         return self.spec.prefill if role == "prefill" else self.spec.decode
 
+    def bounded(self, role: Role, workers: int) -> int:
+        """So many workers, or as near to it as the spec allows."""
+        limits = self.pool(role).workers
+        return min(max(workers, limits.min), limits.max)
+
+    def size(self, role: Role) -> int:
+        """How many workers the pool is to have."""
+        return self.bounded(role, self.wanted.get(role, 0))
+
     def pods(self, role: Role) -> WorkerPods:
         kubernetes = self.spec.kubernetes
         return kubernetes.prefill if role == "prefill" else kubernetes.decode
@@ -131,9 +142,13 @@ class Identity:
             generation=number(manifest, "metadata", "generation"),
         )
 
-    def with_spec(self, spec: ClusterSpec, default_image: str) -> Service:
+    def with_spec(
+        self, spec: ClusterSpec, default_image: str, wanted: Mapping[Role, int] | None = None
+    ) -> Service:
         image = spec.kubernetes.image or default_image
-        return Service(self.name, self.namespace, self.uid, self.generation, spec, image)
+        return Service(
+            self.name, self.namespace, self.uid, self.generation, spec, image, wanted or {}
+        )
 
 
 def digest(content: object) -> str:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from k8s.operator.objects import Manifest, mapping, sequence, text
 
+_AUTOSCALERS = "scaling"
 TYPES = ("Ready", "Progressing", "Degraded", "Draining", "SafeToDelete")
 
 
@@ -81,6 +82,11 @@ def reason_before(before: Manifest, kind: str) -> str:
     return ""
 
 
+def own(before: Manifest) -> dict[str, object]:
+    """The status that is there, without what the autoscaler writes into it."""
+    return {name: part for name, part in mapping(before, "status").items() if name != _AUTOSCALERS}
+
+
 def changed(before: Manifest, status: Mapping[str, object]) -> bool:
     """Whether the status says something else than the one that is there."""
-    return dict(mapping(before, "status")) != dict(status)
+    return own(before) != dict(status)

@@ -76,20 +76,25 @@ def ground_of_spec(spec: ClusterSpec) -> Ground:
 
 
 class LiveObserver:
-    """Remembers the sums that it has seen, so that each observation is of what came since."""
+    """Remembers the sums of each router, so that an observation is of what came since the last.
+
+    Each router is held against itself, because they come and go: what one that is new has counted
+    so far would look like a burst.
+    """
 
     def __init__(self) -> None:
-        self._sums: dict[str, float] | None = None
-        self._bins: list[int] = []
+        self._before: dict[str, admin_pb2.Traffic] = {}
         self._as_of_s: float | None = None
 
     def observe(
         self,
         now_s: float,
-        routers: Sequence[admin_pb2.GetStatusResponse],
+        answers: Mapping[str, admin_pb2.GetStatusResponse],
         deployed: Mapping[Role, int],
     ) -> Observation:
-        """The cluster now; `deployed` is how many workers each pool was asked to have."""
+        """The cluster now, by what its routers answered, each under its own name; `deployed` is
+        how many workers each pool was asked to have."""
+        routers = list(answers.values())
         workers = _workers(routers)
         began: dict[Role, int] = dict.fromkeys(ROLES, 0)  # by the pool that started them
         serving, flipping = dict(began), dict(began)
@@ -112,29 +117,31 @@ class LiveObserver:
             {role: max(deployed[role] - began[role], 0) for role in ROLES},
             period_s=max(period_s, 1e-3),
             flipping=flipping,
-            traffic=self._traffic(routers),
+            traffic=self._traffic(answers),
             workers=tuple(_seen(worker) for worker in workers.values() if worker.connected),
         )
 
-    def _traffic(self, routers: Sequence[admin_pb2.GetStatusResponse]) -> Traffic:
-        sums = {name: sum(float(getattr(one.traffic, name)) for one in routers) for name in _SUMS}
-        bins = [
-            sum(column)
-            for column in zip(*(one.traffic.prompt_bins for one in routers), strict=False)
-        ]
-        before, self._sums = self._sums or sums, sums
-        earlier, self._bins = self._bins or bins, bins
-        # A router that has started again counts from 0.
-        new = {name: max(sums[name] - before[name], 0.0) for name in _SUMS}
+    def _traffic(self, answers: Mapping[str, admin_pb2.GetStatusResponse]) -> Traffic:
+        new: dict[str, float] = dict.fromkeys(_SUMS, 0.0)
+        bins: dict[int, int] = {}
+        for name, answer in answers.items():
+            now, before = answer.traffic, self._before.get(name)
+            if before is None or now.arrived < before.arrived:
+                # Just met, or begun again: its sums are of a time that is not ours.
+                continue
+            for field in _SUMS:
+                new[field] += max(float(getattr(now, field) - getattr(before, field)), 0.0)
+            pairs = zip(now.prompt_bins, before.prompt_bins, strict=False)
+            for index, (count, was) in enumerate(pairs):
+                if count > was:
+                    bins[index] = bins.get(index, 0) + count - was
+        self._before = {name: answer.traffic for name, answer in answers.items()}
+        routers = list(answers.values())
         finished = int(new["finished"])
         return Traffic(
             arrived=int(new["arrived"]),
             prompt_tokens=new["prompt_tokens"],
-            prompt_bins={
-                index: count - was
-                for index, (count, was) in enumerate(zip(bins, earlier, strict=False))
-                if count > was
-            },
+            prompt_bins=bins,
             finished=finished,
             answer_tokens=new["answer_tokens"],
             answer_squares=new["answer_squares"],

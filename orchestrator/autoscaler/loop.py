@@ -15,7 +15,6 @@ from typing import Literal, Protocol
 
 from orchestrator.autoscaler.decisions import Decision
 from orchestrator.autoscaler.ground import Ground
-from orchestrator.autoscaler.journal import Journal
 from orchestrator.autoscaler.live import LiveObserver
 from orchestrator.autoscaler.observation import ROLES, Change, CountPolicy, Observation
 from orchestrator.client import Client
@@ -32,15 +31,23 @@ class Scaler(Protocol):
     def counts(self) -> Mapping[Role, int]:
         """How many each pool was asked to have."""
 
-    async def scale(self, role: Role, workers: int) -> None:
-        """Ask for so many. Raises UserError."""
+    async def scale_pools(self, wanted: Mapping[Role, int]) -> str:
+        """Ask for so many in these pools, all at once; in words, what that led to. Raises
+        UserError."""
+
+
+class DecisionLog(Protocol):
+    """Keeps decisions: each is written when it is made, and again when it is acknowledged."""
+
+    def write(self, decision: Decision) -> None:
+        """A decision as it stands, in place of what was said of it before."""
 
 
 class Routers(Protocol):
     """The routers of the cluster. Both calls block, and raise UserError when nobody answers."""
 
-    def ask(self) -> Sequence[admin_pb2.GetStatusResponse]:
-        """What each of them sees."""
+    def ask(self) -> Mapping[str, admin_pb2.GetStatusResponse]:
+        """What each of them sees, by its address; silent ones are left out."""
 
     def flip(self, worker_id: str, role: Role) -> admin_pb2.FlipResponse:
         """Have a worker take a role, and wait until it has, or has said why not."""
@@ -53,11 +60,17 @@ class RouterCalls:
         """`addresses` are those of the routers that run at the moment."""
         self._addresses = addresses
 
-    def ask(self) -> list[admin_pb2.GetStatusResponse]:
-        answers = []
+    def ask(self) -> dict[str, admin_pb2.GetStatusResponse]:
+        answers: dict[str, admin_pb2.GetStatusResponse] = {}
+        silent: UserError | None = None
         for address in self._addresses():
             with Client(address) as client:
-                answers.append(client.status())
+                try:
+                    answers[address] = client.status()
+                except UserError as error:
+                    silent = error
+        if not answers:
+            raise silent or UserError("no router can be asked", "wait until one is ready")
         return answers
 
     def flip(self, worker_id: str, role: Role) -> admin_pb2.FlipResponse:
@@ -74,7 +87,7 @@ class AutoscalerLoop:
         ground: Ground,
         scaler: Scaler,
         routers: Routers,
-        journal: Journal,
+        journal: DecisionLog,
         mode: Literal["active", "advisory"],
     ) -> None:
         self._policy = policy
@@ -86,6 +99,7 @@ class AutoscalerLoop:
         self._observer = LiveObserver()
         self._flips: set[asyncio.Task[None]] = set()
         self._advised = ""
+        self._waits_for = ""
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -94,16 +108,23 @@ class AutoscalerLoop:
                 await asyncio.sleep(self._ground.period_s)
                 await self.step(time.monotonic())
         finally:
-            for task in self._flips:
-                task.cancel()
+            self.close()
+
+    def close(self) -> None:
+        """Wait for no flip any more."""
+        for task in self._flips:
+            task.cancel()
 
     async def step(self, now_s: float) -> Decision | None:
         """Look once, and do what is decided; None when nothing is."""
         try:
             answers = await asyncio.to_thread(self._routers.ask)
         except UserError as error:
-            _LOG.warning("autoscaling waits: %s", error.message)
+            if error.message != self._waits_for:
+                _LOG.warning("autoscaling waits: %s", error.message)
+            self._waits_for = error.message
             return None
+        self._waits_for = ""
         deployed = self._scaler.counts()
         observed = self._observer.observe(now_s, answers, deployed)
         have: dict[Role, int] = {role: observed.expected(role) for role in ROLES}
@@ -145,6 +166,7 @@ class AutoscalerLoop:
                 self._flips.add(task)
                 task.add_done_callback(self._flips.discard)
                 told.append(f"{worker_id} drains to take the role {role}")
+        wanted: dict[Role, int] = {}
         for role in ROLES:
             other: Role = "decode" if role == "prefill" else "prefill"
             more = change.counts[role] - have[role]
@@ -153,12 +175,12 @@ class AutoscalerLoop:
                 continue
             # A flipped worker stays one of the pool that started it.
             least, most = self._ground.least[role], self._ground.most[role]
-            workers = min(max(deployed[role] + more, least), most)
+            wanted[role] = min(max(deployed[role] + more, least), most)
+        if wanted:
             try:
-                await self._scaler.scale(role, workers)
-                told.append(f"Ray Serve gives the {role} pool {workers} workers")
+                told.append(await self._scaler.scale_pools(wanted))
             except UserError as error:
-                told.append(f"{role}: {error.message}")
+                told.append(error.message)
         return "; ".join(told) or "nothing was left to do"
 
     async def _flip(self, change: Change, worker_id: str, role: Role) -> None:

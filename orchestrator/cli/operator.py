@@ -6,7 +6,7 @@ The operator itself knows only the spec. How to ask a router what it works on is
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,36 +18,45 @@ from orchestrator.errors import UserError
 
 if TYPE_CHECKING:
     from k8s.operator.observed import InFlight
+    from protos.tandem.v1 import admin_pb2
 
 operator = typer.Typer(name="operator", help="Run Tandem on Kubernetes.", no_args_is_help=True)
 
 _PARALLEL = 8
 
 
-class GrpcDrainer:
+class GrpcRouters:
     """Asks each router over its admin API."""
 
     def in_flight(self, routers: Sequence[str]) -> InFlight:
         """Queued and running requests over all; a router that does not answer is counted."""
         from k8s.operator.observed import InFlight
 
-        if not routers:
-            return InFlight(0)
-        with ThreadPoolExecutor(_PARALLEL) as pool:
-            answers = list(pool.map(_requests, routers))
-        known = [answer for answer in answers if answer is not None]
-        return InFlight(sum(known), unreachable=len(answers) - len(known))
+        known = _statuses(routers).values()
+        requests = sum(one.queued_requests + one.running_requests for one in known)
+        return InFlight(requests, unreachable=len(routers) - len(known))
+
+    def met(self, routers: Sequence[str]) -> Mapping[str, int]:
+        """Requests that met both targets; a router that does not answer is left out."""
+        return {name: one.traffic.met_both for name, one in _statuses(routers).items()}
 
 
-def _requests(router: str) -> int | None:
+def _statuses(routers: Sequence[str]) -> dict[str, admin_pb2.GetStatusResponse]:
+    if not routers:
+        return {}
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        answers = list(pool.map(_status, routers))
+    return {name: one for name, one in zip(routers, answers, strict=True) if one is not None}
+
+
+def _status(router: str) -> admin_pb2.GetStatusResponse | None:
     from orchestrator.client import Client
 
     with Client(router) as client:
         try:
-            status = client.status()
+            return client.status()
         except UserError:
             return None
-        return status.queued_requests + status.running_requests
 
 
 @operator.callback()
@@ -77,6 +86,7 @@ def run(
         from k8s.operator.leader import LeaseName
         from k8s.operator.run import Settings
         from k8s.operator.run import run as run_operator
+        from orchestrator.cli.operator_sizer import PolicySizer
     except ImportError as error:
         raise UserError(
             f"the operator needs the k8s extra: {error}", "pip install 'tandem-serve[k8s]'"
@@ -92,7 +102,7 @@ def run(
         lease=LeaseName(lease_namespace) if lease_namespace else None,
     )
     try:
-        run_operator(settings, GrpcDrainer())
+        run_operator(settings, GrpcRouters(), PolicySizer)
     except ConfigException as error:
         raise UserError(
             f"no API server: {error}", "name a kubeconfig: tandem operator run --kubeconfig FILE"

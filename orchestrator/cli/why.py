@@ -25,15 +25,35 @@ def why(
     address: Annotated[
         str | None, typer.Option(help="gRPC address of the router, if several run.")
     ] = None,
+    service: Annotated[
+        str, typer.Option(help="A TandemService, NAMESPACE/NAME, whose decisions are asked for.")
+    ] = "",
+    kubeconfig: Annotated[
+        Path | None, typer.Option(help="How to reach its API server; default: as kubectl does.")
+    ] = None,
+    context: Annotated[str | None, typer.Option(help="Context of the kubeconfig.")] = None,
 ) -> None:
     """Explain a request (candidates, waits, retries) or a decision of the autoscaler."""
+    from orchestrator.autoscaler.journal import read_decisions
     from orchestrator.cli.locate import running_cluster
     from orchestrator.cli.why_scaling import is_decision, show_decisions
     from orchestrator.client import Client
     from orchestrator.errors import UserError
 
+    if service:
+        from orchestrator.cli.why_service import decisions_of
+
+        name = request_id or "scaling"
+        if not is_decision(name):
+            raise UserError(
+                f"{name!r} is no decision, and routers of a TandemService remember requests",
+                "ask one of them: kubectl exec deploy/NAME-router -- tandem why ID --address ...",
+            )
+        show_decisions(name, decisions_of(service, kubeconfig, context), as_json)
+        return
     if is_decision(request_id):
-        show_decisions(request_id, Path(running_cluster(None).log_dir), as_json)
+        decisions = read_decisions(Path(running_cluster(None).log_dir))
+        show_decisions(request_id, decisions, as_json)
         return
     routers = [address] if address is not None else running_cluster(None).routers
     silent: UserError | None = None

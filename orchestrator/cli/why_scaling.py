@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from orchestrator.cli.terminal import print_json
 from orchestrator.errors import UserError
 
@@ -15,11 +13,8 @@ def is_decision(name: str) -> bool:
     return name == ALL or name.startswith("scale-")
 
 
-def show_decisions(name: str, log_dir: Path, as_json: bool) -> None:
+def show_decisions(name: str, decisions: list[dict[str, object]], as_json: bool) -> None:
     """Print one decision with all it rests on, or a line for each. Raises UserError."""
-    from orchestrator.autoscaler.journal import read_decisions
-
-    decisions = read_decisions(log_dir)
     if name != ALL:
         decisions = [one for one in decisions if one["decision_id"] == name]
         if not decisions:

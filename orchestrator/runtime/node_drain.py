@@ -15,6 +15,8 @@ from collections.abc import Callable
 
 import psutil
 
+from orchestrator.runtime.stop_times import drain_deadline_s
+
 _POLL_S = 0.5
 _REPLICA = "ray::ServeReplica:"
 
@@ -40,7 +42,7 @@ def drain(timeout_s: float) -> None:
             "--address=auto",
             "--reason=DRAIN_NODE_REASON_PREEMPTION",
             "--reason-message=the pod of this node is being stopped",
-            f"--deadline-remaining-seconds={timeout_s:.0f}",
+            f"--deadline-remaining-seconds={drain_deadline_s(timeout_s):.0f}",
         ],
         check=True,
         timeout=60,

@@ -18,12 +18,14 @@ class Placement:
     grouped: bool
 
     @classmethod
-    def of(cls, spec: ClusterSpec, role: Role) -> Placement:
+    def of(cls, spec: ClusterSpec, role: Role, place_on: str | None = None) -> Placement:
+        """`place_on` names the custom resource instead of the spec's `ray` section."""
         pool = spec.prefill if role == "prefill" else spec.decode
+        named = spec.ray.prefill_on if role == "prefill" else spec.ray.decode_on
         return cls(
             cpus=pool.layout.ranks * pool.resources.cpu,
             gpus=pool.layout.ranks * pool.resources.gpu,
-            place_on=spec.ray.prefill_on if role == "prefill" else spec.ray.decode_on,
+            place_on=place_on or named,
             grouped=pool.layout.ranks > 1,
         )
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from orchestrator.errors import UserError
 from orchestrator.runtime.node_replica import NodeReplica
 from orchestrator.runtime.placement import Placement
-from orchestrator.runtime.replica import FAILURE_SUFFIX, WorkerReplica, shutdown_timeout_s
+from orchestrator.runtime.replica import FAILURE_SUFFIX, WorkerReplica
+from orchestrator.runtime.stop_times import shutdown_timeout_s
 from orchestrator.runtime.worker_configs import worker_config
 from orchestrator.spec import ClusterSpec
 from workers.registry import Role

@@ -22,12 +22,6 @@ if TYPE_CHECKING:
 FAILURE_SUFFIX = ".failed"
 _STOP_GRACE_S = 2.0
 # What a stop takes besides the drain: sessions, directory, the engine's memory.
-_STOP_MARGIN_S = 8.0
-
-
-def shutdown_timeout_s(drain_s: float) -> float:
-    """What Ray Serve must give a replica that may drain for so long before it kills it."""
-    return drain_s + _STOP_MARGIN_S
 
 
 class WorkerReplica:

@@ -59,6 +59,17 @@ class PoolScaler:
         """How many workers each pool is meant to have: some may still be starting or draining."""
         return dict(self._counts)
 
+    async def scale_pools(self, wanted: Mapping[Role, int]) -> str:
+        """Have these pools be given so many workers, as `scale`; in words, what that led to."""
+        told: list[str] = []
+        for role, workers in wanted.items():
+            try:
+                await self.scale(role, workers)
+                told.append(f"Ray Serve gives the {role} pool {workers} workers")
+            except UserError as error:
+                told.append(f"{role}: {error.message}")
+        return "; ".join(told)
+
     async def scale(self, role: Role, workers: int) -> None:
         """Have the pool of `role` be given so many workers; returns when Ray Serve knows.
 

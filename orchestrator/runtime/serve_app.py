@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.runtime.node_replica import NodeReplica
+from orchestrator.runtime.placement import Placement
 from orchestrator.runtime.pools import HEALTH_PERIOD_S, HEALTH_TIMEOUT_S
-from orchestrator.runtime.replica import shutdown_timeout_s
+from orchestrator.runtime.stop_times import shutdown_timeout_s
 from orchestrator.runtime.worker_configs import worker_config
 from orchestrator.spec.loading import find_model, validated
 from workers.registry import Role
@@ -40,22 +41,21 @@ def pool(args: Mapping[str, object]) -> Application:
     spec = validated(spec_fields)
     path = str(find_model(spec.model.path, Path.cwd()))
     spec = spec.model_copy(update={"model": spec.model.model_copy(update={"path": path})})
-    resources = (spec.prefill if role == "prefill" else spec.decode).resources
+    placement = Placement.of(spec, role, str(args["place_on"]))
     drain_s = float(spec.kubernetes.drain_timeout_s)
     deploy = serve.deployment(
         name=role,
-        ray_actor_options={
-            "num_cpus": resources.cpu,
-            "num_gpus": resources.gpu,
-            "resources": {str(args["place_on"]): 1},
-        },
+        ray_actor_options=placement.actor_options,
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=shutdown_timeout_s(drain_s),
     )
     config = worker_config(spec, role, str(args["store_url"]), str(args["cluster"]))
-    return deploy(NodeReplica).bind(config.to_json(), _LOG_DIR, drain_s)
+    deployment = deploy(NodeReplica)
+    if placement.bundles is not None:
+        deployment = deployment.options(placement_group_bundles=placement.bundles)
+    return deployment.bind(config.to_json(), _LOG_DIR, drain_s)
 
 
 def _role(value: object) -> Role:

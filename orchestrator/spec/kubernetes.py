@@ -47,7 +47,7 @@ class ModelVolume(Section):
 class WorkerPods(Section):
     """The pods of one pool. `resources` of the pool says what a worker takes; this says how."""
 
-    pods_per_worker: Annotated[int, Field(ge=1, le=64)] = 1  # a worker's GPUs are split evenly
+    pods_per_worker: Annotated[int, Field(ge=1, le=64)] = 1  # a worker's ranks are split evenly
     memory: Quantity = "4Gi"
     shared_memory: Quantity = "1Gi"  # /dev/shm: Ray's object store and NIXL between ranks
     gpu_resource: ShortText = "nvidia.com/gpu"

@@ -30,6 +30,7 @@ from orchestrator.spec.section import Section
 from workers.engine.vllm.flags import OWN_FLAGS, Sizes, argument_problem, layout_problems
 
 _LEAST_KEY_CHARACTERS = 16
+MOST_KEY_CHARACTERS = 256
 SHIPPED_MODEL = "workers/checkpoints/tandem-tiny"
 OWN_VLLM_FLAGS = frozenset(OWN_FLAGS)
 
@@ -292,6 +293,10 @@ def _digest_of(key: object) -> object:
         raise PydanticCustomError(
             "short_key", f"the key is shorter than {_LEAST_KEY_CHARACTERS} characters"
         )
+    if len(key) > MOST_KEY_CHARACTERS:
+        raise PydanticCustomError(
+            "long_key", f"the key is longer than {MOST_KEY_CHARACTERS} characters"
+        )
     return f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
 
 
@@ -303,7 +308,9 @@ class SecuritySpec(Section):
     under the client's name."""
 
     tls: TlsSpec | None = None
-    api_keys: Annotated[dict[ClassName, KeyDigest], Field(min_length=1)] | None = None
+    api_keys: Annotated[dict[ClassName, KeyDigest], Field(min_length=1, max_length=256)] | None = (
+        None
+    )
 
 
 class TenantSpec(Section):
@@ -386,14 +393,14 @@ class ClusterSpec(Section):
     kubernetes: KubernetesSpec = Field(default_factory=KubernetesSpec)
 
     @model_validator(mode="after")
-    def _gpus_split_evenly(self) -> ClusterSpec:
-        for role, gpus, pods in (
-            ("prefill", self.prefill.resources.gpu, self.kubernetes.prefill.pods_per_worker),
-            ("decode", self.decode.resources.gpu, self.kubernetes.decode.pods_per_worker),
+    def _ranks_split_evenly(self) -> ClusterSpec:
+        for role, ranks, pods in (
+            ("prefill", self.prefill.layout.ranks, self.kubernetes.prefill.pods_per_worker),
+            ("decode", self.decode.layout.ranks, self.kubernetes.decode.pods_per_worker),
         ):
-            if gpus % pods:
+            if ranks % pods:
                 raise ValueError(
-                    f"{role}.resources.gpu {gpus} does not split evenly over "
+                    f"the {ranks} ranks of {role}.layout do not split evenly over "
                     f"kubernetes.{role}.pods_per_worker {pods}"
                 )
         return self

@@ -17,7 +17,7 @@ def refuse_unbuilt(
     """Raise SpecError naming each field, its value, what is built, and what to set instead.
 
     `flags` gives fields the name of the command-line flag that they were set by; `operator` says
-    that the cluster is one of Kubernetes, where nobody changes the counts of a resource yet.
+    that the cluster is one of Kubernetes, where each model is a resource of its own.
     """
     names = flags or {}
     problems: list[str] = []
@@ -49,7 +49,5 @@ def refuse_unbuilt(
     if spec.more_models and spec.autoscaling.mode != "off":
         mode = spec.autoscaling.mode
         refuse("autoscaling.mode", mode, "more_models have pools of fixed size", '"off"')
-    if operator and spec.autoscaling.mode != "off":
-        refuse("autoscaling.mode", spec.autoscaling.mode, "pods stay at workers.min", '"off"')
     if problems:
         raise SpecError(problems)

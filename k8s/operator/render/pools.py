@@ -40,7 +40,7 @@ _NODE_AGENT_PORT = 52365
 
 
 def ray_service(service: Service) -> Part:
-    """The RayService of the service's revision, with both pools at `workers.min`."""
+    """The RayService of the service's revision, with both pools at their size."""
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayService",
@@ -71,7 +71,7 @@ def serve_config(service: Service) -> str:
     """Ray Serve's multi-application file: one application for each pool that has workers."""
     applications = []
     for role in ROLES:
-        size = service.pool(role).workers.min
+        size = service.size(role)
         if size == 0:
             continue
         applications.append(
@@ -123,13 +123,15 @@ def _head_group(service: Service) -> Part:
 
 def _worker_group(service: Service, role: Role) -> Part:
     pods = service.pods(role)
-    resources = service.pool(role).resources
+    layout, resources = service.pool(role).layout, service.pool(role).resources
     share = pods.pods_per_worker
+    # The spec says what one rank takes; those of a worker share its pods.
+    gpus = layout.ranks * resources.gpu // share
     limits: Part = {"memory": pods.memory}
-    if resources.gpu:
-        limits[pods.gpu_resource] = str(resources.gpu // share)
+    if gpus:
+        limits[pods.gpu_resource] = str(gpus)
     limits.update({name: str(count) for name, count in sorted(pods.devices.items())})
-    cpus = -(-resources.cpu // share)
+    cpus = -(-layout.ranks * resources.cpu // share)
     container = _container(service, "ray-worker", {"cpu": str(cpus), **limits}, limits)
     container["securityContext"] = container_security(locks_memory=bool(pods.devices))
     environment = [{"name": name, "value": value} for name, value in sorted(pods.env.items())]
@@ -183,7 +185,7 @@ def _worker_group(service: Service, role: Role) -> Part:
     pod.update(without_empty(placement))
     start = {
         "num-cpus": str(cpus),
-        "num-gpus": str(resources.gpu // share),
+        "num-gpus": str(gpus),
         # Ray's autoscaler for KubeRay wants JSON inside a quoted string.
         "resources": json.dumps(json.dumps({_place(role): 1})),
     }
@@ -266,13 +268,12 @@ def pool_budgets(service: Service) -> list[Part]:
             "kind": "PodDisruptionBudget",
             "metadata": metadata(service, f"{service.name}-{role}", role),
             "spec": {
-                "minAvailable": (service.pool(role).workers.min - 1)
-                * service.pods(role).pods_per_worker,
+                "minAvailable": (service.size(role) - 1) * service.pods(role).pods_per_worker,
                 "selector": {"matchLabels": selector(service, role)},
             },
         }
         for role in ROLES
-        if service.pool(role).workers.min > 1
+        if service.size(role) > 1
     ]
 
 

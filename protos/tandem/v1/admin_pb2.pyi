@@ -467,6 +467,7 @@ class Traffic(_message.Message):
     ITL_S_FIELD_NUMBER: _builtins.int
     RUNNING_FIELD_NUMBER: _builtins.int
     RUNNING_TOKENS_FIELD_NUMBER: _builtins.int
+    MET_BOTH_FIELD_NUMBER: _builtins.int
     arrived: _builtins.int
     prompt_tokens: _builtins.int
     """of those that arrived"""
@@ -488,6 +489,8 @@ class Traffic(_message.Message):
     """that decode at this moment"""
     running_tokens: _builtins.int
     """of their answers, made so far"""
+    met_both: _builtins.int
+    """targets, of those that finished: what goodput counts"""
     @_builtins.property
     def prompt_bins(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """how many prompts have 2^(n/2) to 2^((n+1)/2) tokens"""
@@ -510,10 +513,11 @@ class Traffic(_message.Message):
         itl_s: _builtins.float = ...,
         running: _builtins.int = ...,
         running_tokens: _builtins.int = ...,
+        met_both: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_squares", b"answer_squares", "answer_tokens", b"answer_tokens", "arrived", b"arrived", "cached_tokens", b"cached_tokens", "ended_prompt_tokens", b"ended_prompt_tokens", "failed", b"failed", "finished", b"finished", "itl_s", b"itl_s", "met_itl", b"met_itl", "met_ttft", b"met_ttft", "prompt_bins", b"prompt_bins", "prompt_tokens", b"prompt_tokens", "running", b"running", "running_tokens", b"running_tokens", "ttft_s", b"ttft_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_squares", b"answer_squares", "answer_tokens", b"answer_tokens", "arrived", b"arrived", "cached_tokens", b"cached_tokens", "ended_prompt_tokens", b"ended_prompt_tokens", "failed", b"failed", "finished", b"finished", "itl_s", b"itl_s", "met_both", b"met_both", "met_itl", b"met_itl", "met_ttft", b"met_ttft", "prompt_bins", b"prompt_bins", "prompt_tokens", b"prompt_tokens", "running", b"running", "running_tokens", b"running_tokens", "ttft_s", b"ttft_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -23,7 +23,9 @@ class Operator:
     """`tandem operator run` against one kubeconfig."""
 
     def __init__(self, kubeconfig: Path, log: Path, *options: str) -> None:
-        command = [sys.executable, "-m", "orchestrator.cli.main", "operator", "run"]
+        # Test servers sign their own certificates, which urllib3 warns of at each request.
+        python = [sys.executable, "-W", "ignore", "-m"]
+        command = [*python, "orchestrator.cli.main", "operator", "run"]
         self._log = log.open("ab")
         self._process = subprocess.Popen(
             [*command, f"--kubeconfig={kubeconfig}", "--image=registry.example/tandem:1", *options],
@@ -46,9 +48,10 @@ class Operator:
 
 
 class User:
-    """Writes as kubectl would, and waits by watching."""
+    """Writes as kubectl would, in one namespace, and waits by watching."""
 
-    def __init__(self, kubeconfig: Path) -> None:
+    def __init__(self, kubeconfig: Path, namespace: str = "default") -> None:
+        self.namespace = namespace
         settings = client.Configuration()
         config.load_kube_config(  # type: ignore[no-untyped-call]
             str(kubeconfig), client_configuration=settings
@@ -79,11 +82,11 @@ class User:
         return response.status, json.loads(answer)
 
     def create(self, resource: Resource, manifest: Manifest) -> None:
-        status, answer = self.call("POST", resource.path("default"), manifest)
+        status, answer = self.call("POST", resource.path(self.namespace), manifest)
         assert status == 201, answer
 
     def merge(self, resource: Resource, name: str, change: Object, part: str = "") -> None:
-        path = resource.path("default", name) + part
+        path = resource.path(self.namespace, name) + part
         status, answer = self.call("PATCH", path, change, "application/merge-patch+json")
         assert status == 200, answer
 
@@ -95,30 +98,30 @@ class User:
             "metadata": {"name": name},
             "status": status,
         }
-        path = f"{resource.path('default', name)}/status"
+        path = f"{resource.path(self.namespace, name)}/status"
         query = {"fieldManager": "test", "force": "true"}
         code, answer = self.call("PATCH", path, body, "application/apply-patch+yaml", query)
         assert code == 200, answer
 
     def delete(self, resource: Resource, name: str) -> None:
-        status, answer = self.call("DELETE", resource.path("default", name))
+        status, answer = self.call("DELETE", resource.path(self.namespace, name))
         assert status == 200, answer
 
     def all(self, resource: Resource) -> list[Object]:
         """Objects of a kind in the namespace, but for those that any cluster has."""
-        _, answer = self.call("GET", resource.path("default"))
+        _, answer = self.call("GET", resource.path(self.namespace))
         items = [cast(Object, item) for item in sequence(answer, "items")]
         return [i for i in items if text(i, "metadata", "labels", "tandem.dev/service")]
 
     def get(self, resource: Resource, name: str) -> Object | None:
-        status, answer = self.call("GET", resource.path("default", name))
+        status, answer = self.call("GET", resource.path(self.namespace, name))
         return answer if status == 200 else None
 
     def wait(self, resource: Resource, until: Callable[[], bool]) -> None:
         """Until something holds, looked at after each change of that kind."""
         deadline = time.monotonic() + _WAIT_S
         while True:
-            _, answer = self.call("GET", resource.path("default"))
+            _, answer = self.call("GET", resource.path(self.namespace))
             if until():
                 return
             version = text(answer, "metadata", "resourceVersion")
@@ -134,7 +137,7 @@ class User:
             headers["Authorization"] = token
         with self._client.rest_client.pool_manager.request(
             "GET",
-            f"{settings.host}{resource.path('default')}",
+            f"{settings.host}{resource.path(self.namespace)}",
             fields={"watch": "true", "resourceVersion": version},
             headers=headers,
             preload_content=False,

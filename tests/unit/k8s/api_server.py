@@ -139,11 +139,11 @@ class ApiServer:
         return _refusal(415, f"patches of type {kind} are not taken")
 
     def _list(self, place: Place, query: Mapping[str, str]) -> Answer:
-        label, _, value = query.get("labelSelector", "").partition("=")
+        asked = [part for part in query.get("labelSelector", "").split(",") if part]
         items = []
         for _, item in sorted(self._objects.get(place, {}).items()):
             labels = _dict(_dict(item, "metadata"), "labels")
-            if not label or (labels.get(label) == value if value else label in labels):
+            if all(_selects(part, labels) for part in asked):
                 bare = {k: v for k, v in item.items() if k not in ("apiVersion", "kind")}
                 items.append(copy.deepcopy(bare))
         version = {"resourceVersion": str(next(self._version))}
@@ -162,12 +162,7 @@ class ApiServer:
     def _apply(self, place: Place, name: str, manager: str, body: Object, status: bool) -> Answer:
         found = self._objects.get(place, {}).get(name)
         if status:
-            if found is None:
-                return _refusal(404, "not found")
-            if found.get("status") != body.get("status"):
-                found["status"] = copy.deepcopy(body.get("status"))
-                self._touch("MODIFIED", found)
-            return Answer(200, copy.deepcopy(found))
+            return self._apply_status(place, name, manager, found, body)
         if problems := problems_of(body):
             return _refusal(422, "; ".join(problems))
         key = (place, name, manager)
@@ -182,6 +177,22 @@ class ApiServer:
             if found != before:
                 self._touch("MODIFIED", found)
         self._applied[key] = copy.deepcopy(body)
+        return Answer(200, copy.deepcopy(found))
+
+    def _apply_status(
+        self, place: Place, name: str, manager: str, found: Object | None, body: Object
+    ) -> Answer:
+        """Each manager has the fields that it applied; a list belongs to one of them."""
+        if found is None:
+            return _refusal(404, "not found")
+        key = (place, f"{name}/status", manager)
+        before = copy.deepcopy(found)
+        own: Object = {"status": _dict(body, "status")}
+        _take_away(found, self._applied.get(key, {}), own)
+        _put(found, own)
+        self._applied[key] = copy.deepcopy(own)
+        if found != before:
+            self._touch("MODIFIED", found)
         return Answer(200, copy.deepcopy(found))
 
     def _merge(self, place: Place, name: str, body: Object) -> Answer:
@@ -284,6 +295,11 @@ def refuse(status: int, retry_after_s: int | None = None) -> Answer:
 def _refusal(status: int, message: str) -> Answer:
     body: Object = {"kind": "Status", "status": "Failure", "code": status, "message": message}
     return Answer(status, body)
+
+
+def _selects(part: str, labels: Object) -> bool:
+    label, _, value = part.partition("=")
+    return labels.get(label) == value if value else label in labels
 
 
 def _dict(item: Mapping[str, object], key: str) -> Object:

@@ -162,7 +162,7 @@ def test_two_operators_write_nothing_against_each_other(world: World) -> None:
     first, first_tasks = world._queue, world._tasks
     world.start_operator()
     assert world.run(200, lambda: world.phase == "Ready")
-    world.run(30)
+    world.run(120)  # until both have seen what the routers do: nothing
     before = world.writes
     world.run(300)
     assert world.writes == before

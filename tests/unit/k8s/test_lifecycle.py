@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from k8s.operator.kinds import OWNED
 from k8s.operator.objects import mapping, text
 from tests.unit.k8s.world import World
@@ -52,6 +54,7 @@ def test_one_reconcile_makes_every_object_with_few_calls(world: World) -> None:
 def test_an_unchanged_service_is_only_read(world: World) -> None:
     _serving(world)
     world.traffic = False
+    world.run(200)  # until what is said of the traffic has become 0
     before = world.writes
     world.run(600)
     assert world.writes == before
@@ -66,6 +69,18 @@ def test_status_counts_workers_and_names_the_ratio(world: World) -> None:
     assert world.condition("Ready") == "True/Serving"
     assert world.condition("Progressing") == "False/Complete"
     assert world.condition("Degraded") == "False/AsExpected"
+
+
+def test_status_says_how_many_requests_a_second_met_their_targets(world: World) -> None:
+    _serving(world)
+    world.run(200)
+    # One request a second goes in and comes out in time.
+    assert float(text(world.service, "status", "goodput")) == pytest.approx(1.0, abs=0.1)
+    before = world.writes
+    world.run(300)
+    assert world.writes == before  # steady traffic writes nothing
+    world.traffic = False
+    assert world.run(200, lambda: text(world.service, "status", "goodput") == "0")
 
 
 def test_scaling_changes_the_pool_and_restarts_nobody(world: World) -> None:
@@ -173,7 +188,7 @@ def test_a_wrong_spec_names_the_field_and_what_serves_goes_on(world: World) -> N
 
 
 def test_what_is_not_built_yet_is_said_and_not_half_done(world: World) -> None:
-    world.make_service({"autoscaling": {"mode": "active"}})
+    world.make_service({"decode": {"resources": {"gpu": 2}}})
     world.start_operator()
     world.run(10)
     assert world.condition("Degraded") == "True/NotBuilt"

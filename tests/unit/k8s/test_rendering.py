@@ -139,19 +139,46 @@ def test_the_ray_version_is_the_one_that_images_install() -> None:
 def test_gpus_devices_and_claims_reach_the_worker_pods() -> None:
     service = next(service for service in _examples() if service.name == "rack-a")
     group = _worker_group(service, "decode")
-    assert group["numOfHosts"] == 8
     spec = mapping(group, "template", "spec")
     container = sequence(spec, "containers")[0]
     limits = mapping(container, "resources", "limits")
-    assert limits["nvidia.com/gpu"] == "4"  # 32 GPUs over 8 pods
+    assert limits["nvidia.com/gpu"] == "4"  # KVP 2 x TPA 2
     assert limits["rdma/rdma_shared_device_a"] == "1"
     assert at(sequence(spec, "resourceClaims")[0], "resourceClaimTemplateName") == "rack-a-channel"
     assert mapping(container, "securityContext", "capabilities")["add"] == ["IPC_LOCK"]
     assert spec["priorityClassName"] == "inference"
-    assert "topologySpreadConstraints" not in spec  # the pods of one worker stay together
     start = mapping(group, "rayStartParams")
     # As Ray's autoscaler reads it: without the outer quotes and the escapes.
     assert json.loads(str(start["resources"])[1:-1].replace("\\", "")) == {"tandem_decode": 1}
+
+
+def test_the_pods_of_a_worker_have_what_all_of_its_ranks_take() -> None:
+    layout = {"kvp": 4, "tpa": 2, "ep": 8}
+    decode = {"layout": layout, "resources": {"cpu": 3, "gpu": 1}}
+    for pods, cpus, gpus in ((1, "24", "8"), (2, "12", "4")):
+        fields = {"decode": decode, "kubernetes": {"decode": {"pods_per_worker": pods}}}
+        group = _worker_group(_service(fields), "decode")
+        assert group["numOfHosts"] == pods
+        start = mapping(group, "rayStartParams")
+        assert (start["num-cpus"], start["num-gpus"]) == (cpus, gpus)
+        spec = mapping(group, "template", "spec")
+        container = sequence(spec, "containers")[0]
+        assert mapping(container, "resources", "requests")["cpu"] == cpus
+        assert mapping(container, "resources", "limits")["nvidia.com/gpu"] == gpus
+        # The pods of one worker stay together.
+        assert ("topologySpreadConstraints" in spec) is (pods == 1)
+
+
+def test_ray_places_a_worker_where_all_of_its_ranks_fit() -> None:
+    service = _service({"decode": {"layout": {"kvp": 2, "ep": 2}, "resources": {"cpu": 3}}})
+    config = yaml.safe_load(text(pool(service), "spec", "serveConfigV2"))
+    decode = next(one for one in config["applications"] if one["name"] == "decode")
+    deployment = serve_app.pool(decode["args"])._bound_deployment
+    options = deployment.ray_actor_options
+    assert options is not None
+    assert options["num_cpus"] == 6
+    bundles = deployment._replica_config.placement_group_bundles
+    assert bundles == [{"CPU": 6, "tandem_decode": 1}]
 
 
 def test_workers_of_one_pod_spread_over_nodes() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -15,7 +16,7 @@ from k8s.generate import COPIES, rendered
 from k8s.operator.core import reconcile
 from k8s.operator.observed import Observed
 from orchestrator.spec import ClusterSpec, SpecError, validated
-from tests.unit.k8s.admission import admit, is_structural, resource_schema
+from tests.unit.k8s.admission import admit, broken_rules, is_structural, resource_schema
 from tests.unit.k8s.schemas import problems_of
 from tests.unit.k8s.world import IMAGE, START
 
@@ -29,6 +30,43 @@ def test_the_committed_copies_are_what_the_spec_generates() -> None:
 def test_the_definition_is_valid_and_structural() -> None:
     assert problems_of(yaml.safe_load(rendered())) == []
     assert is_structural(resource_schema()) == []
+
+
+def _sections(
+    schema: Mapping[str, object], at: str = ""
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    yield at, schema
+    for name, field in cast(
+        Mapping[str, Mapping[str, object]], schema.get("properties", {})
+    ).items():
+        yield from _sections(field, f"{at}.{name}")
+
+
+def test_the_default_of_each_section_meets_its_rules_as_it_stands() -> None:
+    """The server refuses a definition otherwise: it checks defaults before it fills them in."""
+    checked = 0
+    for at, schema in _sections(resource_schema()):
+        if "default" in schema and "properties" in schema:
+            checked += bool(schema.get("x-kubernetes-validations"))
+            assert broken_rules(schema, schema["default"]) == [], at
+    assert checked >= 5
+
+
+def test_what_a_rule_goes_through_has_an_end() -> None:
+    """The server refuses a definition whose rules could cost too much."""
+    for at, schema in _sections(resource_schema()):
+        if not schema.get("x-kubernetes-validations") or "properties" in schema:
+            continue
+        if schema.get("type") == "array":
+            assert "maxItems" in schema, at
+            below = schema["items"]
+        elif "additionalProperties" in schema:
+            assert "maxProperties" in schema, at
+            below = schema["additionalProperties"]
+        else:
+            continue
+        if below["type"] == "string":
+            assert "maxLength" in below, at
 
 
 def test_an_empty_spec_gets_the_defaults_of_tandem_up() -> None:
@@ -167,8 +205,8 @@ _EXISTS = {"operator": "Exists", "value": "x"}
 _WRONG: list[dict[str, object]] = [
     {"tenants": {"Alice": {"weight": 2}}},
     {"security": {"api_keys": {"alice": "short"}}},
-    {"prefill": {"resources": {"gpu": 1}}, "kubernetes": {"prefill": {"pods_per_worker": 2}}},
-    {"decode": {"resources": {"gpu": 3}}, "kubernetes": {"decode": {"pods_per_worker": 2}}},
+    {"prefill": {"layout": {"tp": 3}}, "kubernetes": {"prefill": {"pods_per_worker": 2}}},
+    {"kubernetes": {"decode": {"pods_per_worker": 2}}},
     {"classes": {"Fast": {"ttft_ms": 1, "itl_ms": 1}}},
     {"prefill": {"workers": {"min": 2, "max": 1}}},
     {"decode": {"workers": {"min": 2, "max": 1}}},
@@ -200,10 +238,10 @@ def test_every_example_is_admitted(path: Path) -> None:
         assert admit(resource["spec"], resource["metadata"]["name"])[1] == []
 
 
-def test_the_laptop_example_is_served_by_what_is_built() -> None:
-    path = next(path for path in EXAMPLES if path.stem == "laptop")
-    resource = yaml.safe_load(path.read_text(encoding="utf-8"))
-    resource["metadata"] |= {"namespace": "default", "uid": "u", "generation": 1}
-    outcome = reconcile(resource, Observed(), START, IMAGE)
-    statuses = [action.status for action in outcome.actions if hasattr(action, "status")]
-    assert [status["phase"] for status in statuses] == ["Progressing"]
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_is_served_by_what_is_built(path: Path) -> None:
+    for resource in yaml.safe_load_all(path.read_text(encoding="utf-8")):
+        resource["metadata"] |= {"namespace": "default", "uid": "u", "generation": 1}
+        outcome = reconcile(resource, Observed(), START, IMAGE)
+        statuses = [action.status for action in outcome.actions if hasattr(action, "status")]
+        assert [status["phase"] for status in statuses] == ["Progressing"]

@@ -9,19 +9,22 @@ were cut off.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import yaml
 
 from k8s.operator.api import Api
+from k8s.operator.autoscaling import Autoscaling, SizerFactory
 from k8s.operator.kinds import EVENT, OWNED, POD, TANDEM_SERVICE
 from k8s.operator.objects import condition, mapping, number, text
 from k8s.operator.observed import InFlight
 from k8s.operator.queue import ServiceKey, WorkQueue
 from k8s.operator.reconciler import Reconciler
-from k8s.operator.service import LABEL_COMPONENT, LABEL_REVISION, LABEL_SERVICE
+from k8s.operator.scaling import DecisionRow, Pools, askable
+from k8s.operator.service import LABEL_COMPONENT, LABEL_REVISION, LABEL_SERVICE, Role
 from tests.unit.k8s.api_server import ApiServer, Client, Object, OperatorKilledError
 from tests.unit.k8s.virtual_time import VirtualTimeLoop
 
@@ -43,14 +46,44 @@ class Pod:
     finishes: list[float] = field(default_factory=list)
 
 
-class Drainer:
-    """Knows what the simulated routers work on."""
+class Routers:
+    """Knows what the simulated routers work on, and have done."""
 
     def __init__(self, world: World) -> None:
         self._world = world
 
     def in_flight(self, routers: object) -> InFlight:
         return InFlight(sum(len(pod.finishes) for pod in self._world.requests.values()))
+
+    def met(self, routers: Sequence[str]) -> dict[str, int]:
+        return {name: self._world.met[name] for name in routers}
+
+
+class Scripted:
+    """A sizer that wants what the test says."""
+
+    def __init__(self, world: World, pools: Pools) -> None:
+        self._world = world
+        self.pools = pools
+        self.number = pools.last_number
+
+    async def step(self, now_s: float) -> None:
+        wish, have = self._world.wish, self.pools.counts()
+        if wish is None or wish == have or not self.pools.routers():
+            return
+        self._world.wish = None
+        self.number += 1
+        active = self.pools.service.spec.autoscaling.mode == "active"
+        if active:
+            self.pools.want(wish)
+        summary = f"scale-{self.number}: {have} -> {wish}"
+        at = self._world.now().strftime("%Y-%m-%dT%H:%M:%SZ")
+        outcome = "asked for" if active else "advised"
+        row = DecisionRow(self.number, at, "RULE", summary, outcome, have, wish, (summary,))
+        self.pools.note(row)
+
+    def close(self) -> None:
+        self._world.sizers_closed += 1
 
 
 class World:
@@ -69,6 +102,11 @@ class World:
         self.pool_born: dict[str, float] = {}
         self._born: dict[str, float] = {}
         self._going: dict[str, float] = {}
+        self.met: dict[str, int] = defaultdict(int)  # by router: requests in time
+        self.wish: dict[Role, int] | None = None  # what the scripted sizer is to decide next
+        self.sizers: SizerFactory = lambda pools: Scripted(self, pools)
+        self.sizers_closed = 0
+        self._autoscaling: Autoscaling | None = None
         self._queue: WorkQueue | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._count = 0
@@ -77,7 +115,17 @@ class World:
 
     def start_operator(self) -> None:
         api = Api(Client(self.server))  # type: ignore[arg-type]  # without a socket
-        reconciler = Reconciler(api, Drainer(self), self.now, IMAGE)
+        reconciler = Reconciler(api, Routers(self), self.now, IMAGE)
+
+        async def write(key: ServiceKey, scaling: Mapping[str, object]) -> None:
+            try:
+                api.write_scaling(key.namespace, key.name, scaling)
+            except OperatorKilledError:
+                self.kill_operator()
+                raise asyncio.CancelledError from None
+
+        def addresses(key: ServiceKey) -> list[str]:
+            return askable(api.pods(key.namespace, key.name, "router"))
 
         async def look(key: ServiceKey) -> float | None:
             try:
@@ -87,6 +135,7 @@ class World:
                 raise asyncio.CancelledError from None
 
         self._queue = WorkQueue(look)
+        self._autoscaling = Autoscaling(self.sizers, addresses, write)
         self.server.on_change = self._changed
         # A watch begins with what is there.
         for item in self.server.all(TANDEM_SERVICE.plural):
@@ -96,12 +145,15 @@ class World:
     def reconcile_once(self) -> None:
         """One look, as if nobody told the operator of its own writes."""
         api = Api(Client(self.server))  # type: ignore[arg-type]  # without a socket
-        Reconciler(api, Drainer(self), self.now, IMAGE).reconcile("default", "demo")
+        Reconciler(api, Routers(self), self.now, IMAGE).reconcile("default", "demo")
 
     def kill_operator(self) -> None:
         """As kill -9: what it was about to write is not written."""
         for task in [*self._tasks, *(self._queue._running.values() if self._queue else ())]:
             task.cancel()
+        for followed in self._autoscaling._followed.values() if self._autoscaling else ():
+            followed.task.cancel()
+        self._autoscaling = None
         self._tasks = []
         self._queue = None
 
@@ -118,8 +170,18 @@ class World:
             name = text(item, "metadata", "name")
         elif kind not in ("Deployment", "RayService"):
             return
+        if kind == TANDEM_SERVICE.kind:
+            self.loop.call_soon(self._follow, event, name, item)
         if name:
             self.loop.call_soon(self._queue.add, ServiceKey("default", name))
+
+    def _follow(self, event: str, name: str, item: Object) -> None:
+        if self._autoscaling is None:
+            return
+        if event == "DELETED":
+            self._autoscaling.forget(ServiceKey("default", name))
+        else:
+            self._autoscaling.follow(ServiceKey("default", name), item)
 
     # Time.
 
@@ -242,6 +304,7 @@ class World:
             if work is not None:
                 done = [when for when in work.finishes if when <= self.loop.now_s]
                 self.served += len(done)
+                self.met[f"{text(pod, 'status', 'podIP')}:50051"] += len(done)
                 work.finishes = [when for when in work.finishes if when > self.loop.now_s]
                 if work.finishes and not self._pool_runs(str(labels[LABEL_REVISION])):
                     self.lost += [f"{name}: its pool has gone"] * len(work.finishes)
@@ -258,7 +321,8 @@ class World:
                 started = self.loop.now_s - self._born[name] >= _ROUTER_START_S
                 ready = started and self._pool_runs(str(labels[LABEL_REVISION]))
                 if ready != (condition(pod, "Ready") == "True"):
-                    self.server.edit("pods", name, _with(**_pod_status(ready)))
+                    address = text(pod, "status", "podIP")
+                    self.server.edit("pods", name, _with(**_pod_status(ready, address)))
 
     def _clients(self) -> None:
         service = self.server.get("services", "demo")
@@ -302,7 +366,10 @@ class World:
         name = f"{prefix}-{self._count}"
         self._born[name] = self.loop.now_s
         head = {"name": name, "labels": labels, "annotations": annotations or {}}
-        self.server.create("pods", {"metadata": head, "spec": {}, **_pod_status(ready)})
+        port = {"name": "grpc", "containerPort": 50051}
+        spec = {"containers": [{"name": "only", "ports": [port]}]}
+        status = _pod_status(ready, f"10.0.{self._count // 256}.{self._count % 256}")
+        self.server.create("pods", {"metadata": head, "spec": spec, **status})
 
     # What tests look at.
 
@@ -353,9 +420,9 @@ class World:
         self.server.edit(TANDEM_SERVICE.plural, "demo", merge)
 
 
-def _pod_status(ready: bool) -> Object:
+def _pod_status(ready: bool, address: str) -> Object:
     entry = {"type": "Ready", "status": "True" if ready else "False"}
-    return {"status": {"phase": "Running", "podIP": "10.0.0.1", "conditions": [entry]}}
+    return {"status": {"phase": "Running", "podIP": address, "conditions": [entry]}}
 
 
 def _with(**fields: object) -> Callable[[Object], None]:
