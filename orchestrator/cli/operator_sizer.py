@@ -16,6 +16,7 @@ from orchestrator.autoscaler.live import ground_of_spec
 from orchestrator.autoscaler.loop import AutoscalerLoop, RouterCalls, Routers
 from orchestrator.autoscaler.policy import TandemPolicy
 from router.core.events import Role
+from router.core.reasons import reason_name
 
 
 class PolicySizer:
@@ -67,7 +68,7 @@ class PolicySizer:
             DecisionRow(
                 known.number,
                 timestamp(self._now()),
-                known.cause.name,
+                reason_name(known.reason),
                 known.summary(),
                 known.outcome,
                 known.before,
