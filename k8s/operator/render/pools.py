@@ -166,23 +166,7 @@ def _worker_group(service: Service, role: Role) -> Part:
         resources_part = container["resources"]
         assert isinstance(resources_part, dict)
         resources_part["claims"] = [{"name": claim}]
-    placement: Part = {
-        "nodeSelector": dict(pods.node_selector),
-        "tolerations": [without_empty(taint.model_dump()) for taint in pods.tolerations],
-        "runtimeClassName": pods.runtime_class,
-        "priorityClassName": pods.priority_class,
-    }
-    if pods.spread_key and share == 1:
-        # The pods of one worker belong together; only whole workers may be spread.
-        placement["topologySpreadConstraints"] = [
-            {
-                "maxSkew": 1,
-                "topologyKey": pods.spread_key,
-                "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": {"matchLabels": selector(service, role)},
-            }
-        ]
-    pod.update(without_empty(placement))
+    pod.update(without_empty(_placement(service, role)))
     start = {
         "num-cpus": str(cpus),
         "num-gpus": str(gpus),
@@ -198,6 +182,28 @@ def _worker_group(service: Service, role: Role) -> Part:
         "rayStartParams": start,
         "template": _template(service, role, pod, dict(pods.annotations)),
     }
+
+
+def _placement(service: Service, role: Role) -> Part:
+    """On which nodes a pool's pods may be."""
+    pods = service.pods(role)
+    placement: Part = {
+        "nodeSelector": dict(pods.node_selector),
+        "tolerations": [without_empty(taint.model_dump()) for taint in pods.tolerations],
+        "runtimeClassName": pods.runtime_class,
+        "priorityClassName": pods.priority_class,
+    }
+    if pods.spread_key and pods.pods_per_worker == 1:
+        # The pods of one worker belong together; only whole workers may be spread.
+        placement["topologySpreadConstraints"] = [
+            {
+                "maxSkew": 1,
+                "topologyKey": pods.spread_key,
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": selector(service, role)},
+            }
+        ]
+    return placement
 
 
 def _leave_command(service: Service) -> list[str]:
