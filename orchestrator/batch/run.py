@@ -20,10 +20,13 @@ from orchestrator.runtime.preflight import check_model, check_vllm
 from orchestrator.runtime.run_file import log_folder
 from orchestrator.runtime.worker_configs import trace_config
 from orchestrator.spec import ClusterSpec
-from router.config import RouterConfig
+from router.config import PriorityClass, RouterConfig
 from router.dispatcher import Dispatcher
 from router.text.text_model import ModelFilesError
 from workers.registry import WorkerRecord
+
+# Nobody waits for a line: none is shed for coming late, and no step is kept short for another.
+_OFFLINE = PriorityClass("offline", ttft_ms=86_400_000.0, itl_ms=60_000.0)
 
 
 @dataclass(slots=True)
@@ -104,6 +107,7 @@ async def _dispatch(
         model_name=spec.model.name,
         cluster="batch",
         workers=workers,
+        classes=(_OFFLINE,),
         queue_limit=concurrency,
         trace=trace_config(spec),
     )

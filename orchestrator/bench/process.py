@@ -2,8 +2,7 @@
 
 Exists so that contenders share no memory, threads or allocator and yet take turns on the same
 weights in one invocation. Between its turns a contender is stopped: idle OpenMP threads and engine
-loops go on spinning for a while, and would take the cores of whoever is measured then. How their
-threads wait is for each contender to say, not for us (`workers/__init__.py`). A process
+loops go on spinning for a while, and would take the cores of whoever is measured then. A process
 ends when its standard input closes or its parent dies, so none outlives us.
 """
 
@@ -38,7 +37,6 @@ _END_PATIENCE_S = 3.0
 _ANSWER_PATIENCE_S = 900.0  # compiling a model at its load takes minutes on a slow machine
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 _LIBC = ctypes.CDLL(None)
-_WAITING = "OMP_WAIT_POLICY"
 _CONTENDERS = Path(__file__).parent / "contenders"
 
 Answer = TypeVar("Answer", bound=BaseModel)
@@ -90,7 +88,6 @@ class Contender:
                     start_new_session=True,
                     preexec_fn=_die_with_parent,
                     text=True,
-                    env={name: os.environ[name] for name in os.environ if name != _WAITING},
                 )
         except OSError as error:
             raise ContenderFailed(f"{command[0]}: {error.strerror}") from error

@@ -1,8 +1,7 @@
 """transformers as a contender: its own model and cache, one forward pass for each step.
 
 All prompts of a batch are equally long, so nothing is padded; a batch runs until its longest answer
-is done, which is what a static batch means. It leaves the MTP block out. torch is loaded before
-anything of ours, so its threads wait as they do for any user of transformers.
+is done, which is what a static batch means. It leaves the MTP block out.
 """
 
 from __future__ import annotations
