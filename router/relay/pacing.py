@@ -13,7 +13,7 @@ _FULL_LOAD = 0.7
 PROMISED_HOLD_S = 0.025
 # The difference is for timers, which come up to a millisecond late, and for what stands before them
 # on the loop.
-LONGEST_HOLD_S = 0.020
+LONGEST_HOLD_S = 0.016
 # How often to look. Short, so that a burst is met within about a tenth of a second.
 SAMPLE_S = 0.025
 _WEIGHT = 0.2

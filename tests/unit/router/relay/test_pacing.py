@@ -7,7 +7,7 @@ import pytest
 from router.relay.pacing import LONGEST_HOLD_S, SAMPLE_S, Pacer, hold_for
 
 
-@pytest.mark.parametrize(("load", "hold_ms"), [(0.0, 0), (0.5, 0), (0.6, 10), (0.7, 20), (1.3, 20)])
+@pytest.mark.parametrize(("load", "hold_ms"), [(0.0, 0), (0.5, 0), (0.6, 8), (0.7, 16), (1.3, 16)])
 def test_the_wait_grows_from_half_load_on(load: float, hold_ms: float) -> None:
     assert hold_for(load) * 1e3 == pytest.approx(hold_ms)
     assert hold_for(load) <= LONGEST_HOLD_S < 0.025
@@ -29,7 +29,7 @@ def test_a_busy_router_holds_within_a_quarter_of_a_second_and_an_idle_one_never(
 
 
 def test_a_router_that_gets_no_processor_is_loaded_too() -> None:
-    assert run(busy=0.3, late_s=0.02, seconds=2.0).hold_s > 0.019
+    assert run(busy=0.3, late_s=0.02, seconds=2.0).hold_s > 0.95 * LONGEST_HOLD_S
 
 
 def test_the_first_sample_after_a_pause_counts_alone() -> None:
