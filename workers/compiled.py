@@ -45,8 +45,15 @@ PARTS = (
             {"building", "counts", "garbage", "observing", "page", "results", "scenario", "trace"}
         ),
     ),
+    Part("router.relay", only=frozenset({"intake", "pacing", "wheel"})),
+    Part("router.http2", but=frozenset({"server"})),
+    Part("router.text", only=frozenset({"byte_level", "stop_strings", "stream"})),
+    Part("router", only=frozenset({"answer", "outbox", "wire", "sessions"})),
+    Part("orchestrator.bench.router", only=frozenset({"connection"})),
     Part("workers.perf", only=frozenset({"step_times"})),
-    Part("workers.engine", only=frozenset({"load"})),
+    Part("workers", only=frozenset({"session", "token_columns"})),
+    Part("workers.engine", only=frozenset({"chosen", "commands", "events", "load"})),
+    Part("workers.engine.simulated", but=frozenset({"loading"})),
 )
 
 

@@ -15,7 +15,6 @@ import time
 import zlib
 from collections.abc import (
     AsyncGenerator,
-    AsyncIterator,
     Awaitable,
     Callable,
     Iterable,
@@ -253,7 +252,7 @@ class Call:
         try:
             try:
                 if handler.request_streaming:
-                    request: object = self._messages(deserialize)
+                    request: object = _Messages(self._requests, deserialize)
                 else:
                     raw = self._requests.get_nowait()
                     if raw is None:
@@ -295,10 +294,6 @@ class Call:
         answer = once(request, self)  # type: ignore[arg-type]
         await self.write(await cast("Awaitable[object]", answer))
 
-    async def _messages(self, deserialize: Callable[[bytes], object]) -> AsyncIterator[object]:
-        while (raw := await self._requests.get()) is not None:
-            yield deserialize(raw)
-
     def _time_is_over(self) -> None:
         self.finish(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed")
         if self._task is not None:
@@ -327,6 +322,25 @@ class Call:
             self._wire.send_trailers(self._stream_id, trailers(code, details, metadata))
         if self._task is None:
             self._wire.call_ended(self._stream_id)
+
+
+class _Messages:
+    """What a client sends on one call, as its handler iterates over it."""
+
+    def __init__(
+        self, raw: asyncio.Queue[bytes | None], deserialize: Callable[[bytes], object]
+    ) -> None:
+        self._raw = raw
+        self._deserialize = deserialize
+
+    def __aiter__(self) -> _Messages:
+        return self
+
+    async def __anext__(self) -> object:
+        raw = await self._raw.get()
+        if raw is None:
+            raise StopAsyncIteration
+        return self._deserialize(raw)
 
 
 def trailers(

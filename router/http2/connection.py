@@ -13,7 +13,7 @@ import struct
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Final, TypeAlias, cast
 
 from hpack import Decoder
 from hpack.exceptions import HPACKError
@@ -27,18 +27,18 @@ logging.getLogger("hpack").setLevel(logging.WARNING)
 
 Headers: TypeAlias = list[tuple[str, str]]
 
-_DEFAULT_WINDOW = 65_535
-_MOST_WINDOW = 2**31 - 1
-_DEFAULT_FRAME = 16_384
+_DEFAULT_WINDOW: Final = 65_535
+_MOST_WINDOW: Final = 2**31 - 1
+_DEFAULT_FRAME: Final = 16_384
 # What a peer may send before it hears of it: a long prompt in one go.
-_STREAM_WINDOW = 1 << 20
-_CONNECTION_WINDOW = 16 << 20
-_MOST_HEADER_BYTES = 64 * 1024
-_MOST_CONTINUATIONS = 32
-_KNOWN_BLOCKS = 64
-_KNOWN_BLOCK_BYTES = 128
+_STREAM_WINDOW: Final = 1 << 20
+_CONNECTION_WINDOW: Final = 16 << 20
+_MOST_HEADER_BYTES: Final = 64 * 1024
+_MOST_CONTINUATIONS: Final = 32
+_KNOWN_BLOCKS: Final = 64
+_KNOWN_BLOCK_BYTES: Final = 128
 # A part of a body that is smaller, and not the last, is not worth its frame.
-_SMALL_BYTES = 5
+_SMALL_BYTES: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,7 +322,8 @@ class Connection(abc.ABC):
         if (known := self._known_blocks.get(block)) is not None:
             return known
         try:
-            headers = [(str(name), str(value)) for name, value in self._decoder.decode(block)]
+            # Its types say bytes as well, which it gives only where it is asked to.
+            headers = list(cast("Iterable[tuple[str, str]]", self._decoder.decode(block)))
         except (HPACKError, UnicodeDecodeError, ValueError) as error:
             raise Http2Error(ErrorCode.COMPRESSION_ERROR, "headers do not decode") from error
         if not block or min(block) < 0x80 or len(self._known_blocks) >= _KNOWN_BLOCKS:

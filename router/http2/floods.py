@@ -9,15 +9,17 @@ the limit, however fast it is.
 
 from __future__ import annotations
 
+from typing import Final
+
 # What a peer may do for nothing at once, and again in each second.
-BURST = 1000.0
-PER_S = 100.0
+BURST: Final = 1000.0
+PER_S: Final = 100.0
 # A message that was taken or sent pays for a window update of stream and connection, and for the
 # ping with which clients measure the bandwidth.
-_FOR_WORK = 3.0
+_FOR_WORK: Final = 3.0
 # A stream that is broken off so soon, and before anything was answered, only made work.
-RAPID_S = 1.0
-RAPID_RESET = 8.0
+RAPID_S: Final = 1.0
+RAPID_RESET: Final = 8.0
 
 
 class Budget:

@@ -7,18 +7,20 @@ wait grows with the load, and since waiting lowers the load the two settle where
 
 from __future__ import annotations
 
+from typing import Final
+
 # The load at which tokens begin to wait, and the one at which they wait longest.
-_FREE_LOAD = 0.5
-_FULL_LOAD = 0.7
-PROMISED_HOLD_S = 0.025
+_FREE_LOAD: Final = 0.5
+_FULL_LOAD: Final = 0.7
+PROMISED_HOLD_S: Final = 0.025
 # The difference is for timers, which come up to a millisecond late, and for what stands before them
 # on the loop.
-LONGEST_HOLD_S = 0.016
+LONGEST_HOLD_S: Final = 0.016
 # How often to look. Short, so that a burst is met within about a tenth of a second.
-SAMPLE_S = 0.025
-_WEIGHT = 0.2
+SAMPLE_S: Final = 0.025
+_WEIGHT: Final = 0.2
 # A loop that is late by this much is as loaded as one that is half busy.
-_LATE_S = 0.005
+_LATE_S: Final = 0.005
 
 
 class Pacer:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 from router.core.events import TokensArrived
 from router.core.tokens import TokenLogprob
 
-SLOTS = 10
-TICK_S = 0.002
+SLOTS: Final = 10
+TICK_S: Final = 0.002
 
 
 def slots_due(elapsed_s: float, hold_s: float) -> int:
