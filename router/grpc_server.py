@@ -16,8 +16,8 @@ from router.access import Access, ssl_context
 from router.admin_service import AdminService
 from router.config import RouterConfig
 from router.grpc_services import InferenceService
-from router.http2.server import Http2Server
 from router.models import Models
+from workers.http2.server import Http2Server
 from workers.pool_desk import PoolDesk
 
 _INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name

@@ -14,9 +14,9 @@ from protos.tandem.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 from router.access import Access
 from router.core.reasons import WELL, reason_name
 from router.errors import RequestError, failure, presentation, retry_after
-from router.http2.calls import Call
 from router.models import Models
 from router.requests import ClientRequest, Delta, Finished
+from workers.http2.calls import Call
 
 _LOG = logging.getLogger(__name__)
 

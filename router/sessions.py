@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 
 from protos.tandem.v1 import worker_pb2
 from router.core.events import Event, WorkerJoined, WorkerLost
-from router.http2.client import BidiCall, CallEnded
 from router.wire import ProtocolError, events_of
+from workers.http2.client import BidiCall, CallEnded
 from workers.registry import WorkerRecord
 
 _LOG = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """`python -m workers.compile`: makes machine code of some modules with mypyc, once for all.
 
-A step of setting up, because it takes about a minute. Without mypy or a C compiler it says so and
-they stay interpreted, at about a third of the speed; `compiled.py` says which and how they load.
+A step of setting up, because it takes two minutes. Without mypy or a C compiler it says so and they
+stay interpreted, at about a third of the speed; `compiled.py` says which and how they load.
 """
 
 from __future__ import annotations
@@ -82,21 +82,21 @@ def _build(scratch: Path, out: Path) -> None:
 
 
 def main() -> None:
-    """Compile the router's core and the simulator, or say why they stay interpreted."""
+    """Compile what the router and the simulator run most, or say why it stays interpreted."""
     parser = argparse.ArgumentParser(prog="python -m workers.compile", description=main.__doc__)
     parser.add_argument("--required", action="store_true", help="fail when it cannot be done")
     required = parser.parse_args().required
     try:
         folder = compile_modules(cache_folder())
     except (BuildFailedError, OSError) as error:
-        print(f"the core and the simulator stay interpreted: {error}")  # noqa: T201 - for people
+        print(f"the router and the simulator stay interpreted: {error}")  # noqa: T201 - for people
         if required:
             sys.exit(1)
         return
     kept = sorted(folder.parent.iterdir(), key=lambda one: one.stat().st_mtime, reverse=True)
     for old in kept[_KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
-    print(f"the core and the simulator are compiled: {folder}")  # noqa: T201 - for people
+    print(f"the router and the simulator are compiled: {folder}")  # noqa: T201 - for people
 
 
 if __name__ == "__main__":

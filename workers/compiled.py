@@ -1,7 +1,8 @@
 """Has Python load some modules as machine code where that was made of these very sources.
 
 What is compiled is what takes the processor's time of a router and of a simulation, and little
-else: the policy, the simulated workers under it, and the times that they ask for. Its sources are
+else: the policy, the way of tokens from sessions to clients, simulated workers, and the times that
+they ask for. Its sources are
 typed strictly, so mypyc can do without most of what an interpreter looks up. They stay the only
 ones: what `python -m workers.compile` makes is kept in the user's cache under a name made from
 their contents, so after any change, or where nothing was compiled, all of it is interpreted and
@@ -46,7 +47,7 @@ PARTS = (
         ),
     ),
     Part("router.relay", only=frozenset({"intake", "pacing", "wheel"})),
-    Part("router.http2", but=frozenset({"server"})),
+    Part("workers.http2", but=frozenset({"server"})),
     Part("router.text", only=frozenset({"byte_level", "stop_strings", "stream"})),
     Part("router", only=frozenset({"answer", "outbox", "wire", "sessions"})),
     Part("orchestrator.bench.router", only=frozenset({"connection"})),

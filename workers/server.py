@@ -17,12 +17,13 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from typing import TextIO
+from typing import TextIO, cast
 
 import grpc
 import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from protos.tandem.v1 import worker_pb2, worker_pb2_grpc
 from protos.tandem.v1.common_pb2 import (
@@ -37,6 +38,8 @@ from workers.engine.events import Credits, StepEvents
 from workers.engine.load import Load
 from workers.engine.loop import RunningEngine
 from workers.engine.opening import open_engine
+from workers.http2.calls import Call
+from workers.http2.server import Http2Server
 from workers.registry import Role, WorkerDirectory, WorkerRecord, keep_registered
 from workers.roles import flip_problem, flipped_config
 from workers.session import ProtocolError, RouterSession, SessionEvent
@@ -45,6 +48,8 @@ from workers.telemetry import start_tracing
 
 _LOG = logging.getLogger(__name__)
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+# Commands that came at once; credits bound how many a router has reason to send.
+_MAX_COMMANDS = 65_536
 # Keys of one session stay disjoint from those of this many others.
 _MAX_SESSIONS = 4096
 
@@ -78,11 +83,13 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         self._flipped = flipped
         self._cache.block_tokens = block_tokens
 
-    async def Session(  # noqa: N802 - the name is the protocol's
+    # A coroutine that writes for itself, not the generator that the stub declares: what a step says
+    # is on its way without a task being made for it.
+    async def Session(  # type: ignore[override]  # noqa: N802 - the name is the protocol's
         self,
         request_iterator: AsyncIterator[worker_pb2.SessionCommand],
         context: grpc.aio.ServicerContext[worker_pb2.SessionCommand, worker_pb2.SessionEvents],
-    ) -> AsyncIterator[worker_pb2.SessionEvents]:
+    ) -> None:
         assert self._engine is not None
         number = self._free_number()
         session = RouterSession(number, _MAX_SESSIONS, self._worker_id, self._cache)
@@ -94,21 +101,16 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         if self._load is not None:
             session.add_load(self._load)
         reader = asyncio.ensure_future(self._read(session, request_iterator))
-        writer: asyncio.Future[worker_pb2.SessionEvents] | None = None
+        writer = asyncio.ensure_future(_write(session, cast("Call", context)))
         try:
-            while not reader.done():
-                writer = asyncio.ensure_future(session.next_message())
-                await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
-                if writer.done():
-                    yield writer.result()
-            try:
-                reader.result()
-            except ProtocolError as error:
-                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+            done, _ = await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+            for one in done:
+                one.result()
+        except ProtocolError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         finally:
             reader.cancel()
-            if writer is not None:
-                writer.cancel()
+            writer.cancel()
             del self._sessions[number]
             self._share_credits()
             for key in session.open_keys:
@@ -216,19 +218,22 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         return self._sessions.get(key % _MAX_SESSIONS)
 
 
+async def _write(session: RouterSession, call: Call) -> None:
+    """Send what a session has to say, until cancelled; more of it in one message, and later, when
+    the router is slow to read."""
+    while True:
+        message = await session.next_message()
+        if not call.send(message.SerializeToString()):
+            await call.room()
+
+
 class WorkerServer:
     """Starts and stops everything that one worker is."""
 
     def __init__(self, config: WorkerConfig) -> None:
         self._config = config
         self._tracing = start_tracing(f"tandem-{config.role}", config.trace)
-        self._grpc = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-                ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-                ("grpc.so_reuseport", 0),
-            ]
-        )
+        self._grpc = Http2Server(_MAX_MESSAGE_BYTES, _MAX_COMMANDS)
         self._service = WorkerService(config.worker_id)
         self._engine: RunningEngine | None = None
         self._stopping = asyncio.Event()
@@ -247,20 +252,22 @@ class WorkerServer:
         self._engine, facts = await open_engine(config, self._tracing, self._service.deliver)
         block_tokens = config.block_tokens if facts.block_tokens is None else facts.block_tokens
         self._service.attach(self._engine, config, block_tokens, self._on_flipped)
-        worker_pb2_grpc.add_WorkerServicer_to_server(self._service, self._grpc)
+        # Has the two methods that generated code calls.
+        server = cast("grpc.aio.Server", self._grpc)
+        worker_pb2_grpc.add_WorkerServicer_to_server(self._service, server)
         health_service = health.aio.HealthServicer()  # type: ignore[attr-defined]  # not in the stubs
         await health_service.set("", health_pb2.HealthCheckResponse.SERVING)
-        health_pb2_grpc.add_HealthServicer_to_server(health_service, self._grpc)
+        health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
         service_name = worker_pb2.DESCRIPTOR.services_by_name["Worker"].full_name
-        reflection.enable_server_reflection(
-            (service_name, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc
+        names = (service_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+            ReflectionServicer(names), server
         )
         try:
-            port = self._grpc.add_insecure_port(f"{config.host}:{config.port}")
-        except RuntimeError as error:
+            port = await self._grpc.listen(config.host, config.port)
+        except OSError as error:
             raise OSError(f"worker cannot listen on {config.host}:{config.port}") from error
         self._engine.start()
-        await self._grpc.start()
         record = WorkerRecord(
             worker_id=config.worker_id,
             role=config.role,
@@ -310,7 +317,7 @@ class WorkerServer:
         """Break the sessions of a failed engine, so that routers learn of it at once."""
         await self.wait_failed()
         self._stopping.set()
-        await self._grpc.stop(None)
+        await self._grpc.stop(0.0)
 
     async def drain(self, timeout_s: float) -> bool:
         """Finish what routers have given to this worker and take no more; the sessions stay.

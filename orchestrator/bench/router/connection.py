@@ -15,10 +15,10 @@ from urllib.parse import unquote
 
 from hpack import Encoder
 
-from router.http2 import frames
-from router.http2.client_side import ClientConnection
-from router.http2.connection import DataCame, Headers, HeadersCame, StreamReset
-from router.http2.frames import ErrorCode
+from workers.http2 import frames
+from workers.http2.client_side import ClientConnection
+from workers.http2.connection import DataCame, Headers, HeadersCame, StreamReset
+from workers.http2.frames import ErrorCode
 
 _PREFIX = struct.Struct(">BI")
 

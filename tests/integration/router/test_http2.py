@@ -8,9 +8,9 @@ import grpc
 import pytest
 
 from protos.tandem.v1 import admin_pb2, inference_pb2, inference_pb2_grpc
-from router.http2 import frames
 from tests.integration.router.conftest import StartRouter
 from tests.integration.router.test_grpc_api import TIMEOUT_S, collect, ids_request, text_request
+from workers.http2 import frames
 
 Sampling = inference_pb2.ClientSampling
 

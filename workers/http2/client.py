@@ -13,9 +13,9 @@ from collections.abc import Callable
 from typing import cast
 from urllib.parse import unquote
 
-from router.http2.client_side import ClientConnection
-from router.http2.connection import DataCame, HeadersCame, StreamReset, WentAway, Writable
-from router.http2.frames import ErrorCode, Http2Error, header_block
+from workers.http2.client_side import ClientConnection
+from workers.http2.connection import DataCame, HeadersCame, StreamReset, WentAway, Writable
+from workers.http2.frames import ErrorCode, Http2Error, header_block
 
 _PREFIX = struct.Struct(">BI")
 _STATUS_NAMES = {

@@ -7,8 +7,8 @@ from typing import cast
 
 import grpc
 
-from router.http2.calls import Call
-from router.http2.server import Http2Server
+from workers.http2.calls import Call
+from workers.http2.server import Http2Server
 
 
 class _Call:

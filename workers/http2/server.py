@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import grpc
 
-from router.http2.calls import Call
-from router.http2.server_protocol import SHUTTING_DOWN, Handler, ServerProtocol
+from workers.http2.calls import Call
+from workers.http2.server_protocol import SHUTTING_DOWN, Handler, ServerProtocol
 
 _LOOK_S = 10.0
 # Tokens of calls that run must not wait until a burst of new ones is through, nor these for ever:
@@ -24,8 +24,10 @@ _START_EVERY_S = 0.0006
 class Http2Server:
     """A gRPC server; servicers are added by the generated `add_..._to_server` functions."""
 
-    def __init__(self, most_message_bytes: int) -> None:
+    def __init__(self, most_message_bytes: int, most_waiting: int = 64) -> None:
+        """A call may have `most_waiting` messages that its handler has not taken."""
         self.most_message_bytes = most_message_bytes
+        self.most_waiting = most_waiting
         self.connections: set[ServerProtocol] = set()
         self.stopping = False
         self._methods: dict[str, Handler] = {}

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
-from router.http2 import frames
-from router.http2.connection import DataCame, StreamReset, Writable
-from router.http2.floods import BURST, PER_S
-from router.http2.frames import ErrorCode, Http2Error
-from tests.unit.router.http2.test_connection import Peer
+from tests.unit.workers.http2.test_connection import Peer
+from workers.http2 import frames
+from workers.http2.connection import DataCame, StreamReset, Writable
+from workers.http2.floods import BURST, PER_S
+from workers.http2.frames import ErrorCode, Http2Error
 
 _MANY = 3 * int(BURST)
 

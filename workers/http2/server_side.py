@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from router.http2 import frames
-from router.http2.connection import Connection, Headers, HeadersCame, Stream
-from router.http2.floods import RAPID_RESET, Budget
-from router.http2.frames import ErrorCode, Http2Error
+from workers.http2 import frames
+from workers.http2.connection import Connection, Headers, HeadersCame, Stream
+from workers.http2.floods import RAPID_RESET, Budget
+from workers.http2.frames import ErrorCode, Http2Error
 
 
 class ServerConnection(Connection):

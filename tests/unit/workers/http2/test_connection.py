@@ -9,16 +9,16 @@ from hpack import Decoder, Encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.http2 import frames
-from router.http2.connection import (
+from workers.http2 import frames
+from workers.http2.connection import (
     DataCame,
     Event,
     HeadersCame,
     StreamReset,
     Writable,
 )
-from router.http2.frames import ErrorCode, Http2Error
-from router.http2.server_side import ServerConnection
+from workers.http2.frames import ErrorCode, Http2Error
+from workers.http2.server_side import ServerConnection
 
 _HEADERS = [(":method", "POST"), (":path", "/s/M"), ("content-type", "application/grpc")]
 

@@ -26,12 +26,11 @@ from urllib.parse import quote
 
 import grpc
 
-from router.http2.frames import header_block
+from workers.http2.frames import header_block
 
 _LOG = logging.getLogger(__name__)
 
 _PREFIX = struct.Struct(">BI")
-_MOST_WAITING = 64  # messages of a call that its handler has not taken
 _RESPONSE_HEADERS = header_block(
     (("content-type", "application/grpc"), ("grpc-accept-encoding", "identity,gzip"))
 )
@@ -78,12 +77,14 @@ class Call:
         handler: grpc.RpcMethodHandler[object, object],
         headers: Mapping[str, str],
         most_bytes: int,
+        most_waiting: int,
     ) -> None:
         self._wire = wire
         self._stream_id = stream_id
         self._handler = handler
         self._headers = headers
         self._most_bytes = most_bytes
+        self._most_waiting = most_waiting
         self._body = bytearray()
         self._requests: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
@@ -123,7 +124,7 @@ class Call:
                     break
                 message = bytes(body[_PREFIX.size : end])
                 del body[:end]
-                if self._requests.qsize() >= _MOST_WAITING or (
+                if self._requests.qsize() >= self._most_waiting or (
                     self._ready and not self._handler.request_streaming
                 ):
                     raise TooLarge("more messages came than the method takes")

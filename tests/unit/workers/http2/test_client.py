@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.http2 import frames
-from router.http2.client_side import ClientConnection
-from router.http2.connection import DataCame, Event, HeadersCame, StreamReset
-from router.http2.frames import ErrorCode, Http2Error
-from router.http2.server_side import ServerConnection
+from workers.http2 import frames
+from workers.http2.client_side import ClientConnection
+from workers.http2.connection import DataCame, Event, HeadersCame, StreamReset
+from workers.http2.frames import ErrorCode, Http2Error
+from workers.http2.server_side import ServerConnection
 
 _BLOCK = frames.header_block(((":method", "POST"), (":path", "/s/M")))
 

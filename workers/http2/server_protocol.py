@@ -9,10 +9,10 @@ from typing import Final, Protocol, TypeAlias, cast
 
 import grpc
 
-from router.http2.calls import RESPONSE_BLOCK, Call, trailers
-from router.http2.connection import DataCame, HeadersCame, StreamReset, Writable
-from router.http2.frames import ErrorCode, Http2Error, header_block
-from router.http2.server_side import ServerConnection
+from workers.http2.calls import RESPONSE_BLOCK, Call, trailers
+from workers.http2.connection import DataCame, HeadersCame, StreamReset, Writable
+from workers.http2.frames import ErrorCode, Http2Error, header_block
+from workers.http2.server_side import ServerConnection
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ class Serving(Protocol):
     """The server as its connections see it."""
 
     most_message_bytes: int
+    most_waiting: int
     connections: set[ServerProtocol]
     stopping: bool
 
@@ -189,7 +190,10 @@ class ServerProtocol(asyncio.Protocol):
             )
             self._http2.send_trailers(stream_id, refusal)
             return
-        call = Call(self, stream_id, handler, headers, self._server.most_message_bytes)
+        server = self._server
+        call = Call(
+            self, stream_id, handler, headers, server.most_message_bytes, server.most_waiting
+        )
         self._calls[stream_id] = call
         if event.ended:
             call.data(b"", True)

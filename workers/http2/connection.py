@@ -18,9 +18,9 @@ from typing import Final, TypeAlias, cast
 from hpack import Decoder
 from hpack.exceptions import HPACKError
 
-from router.http2 import frames
-from router.http2.floods import RAPID_RESET, RAPID_S, Budget
-from router.http2.frames import ErrorCode, Http2Error
+from workers.http2 import frames
+from workers.http2.floods import RAPID_RESET, RAPID_S, Budget
+from workers.http2.frames import ErrorCode, Http2Error
 
 # At level DEBUG it logs every header, and so every key.
 logging.getLogger("hpack").setLevel(logging.WARNING)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from router.http2 import frames
-from router.http2.connection import Connection, Headers, HeadersCame, Stream
-from router.http2.frames import ErrorCode, Http2Error
+from workers.http2 import frames
+from workers.http2.connection import Connection, Headers, HeadersCame, Stream
+from workers.http2.frames import ErrorCode, Http2Error
 
 
 class ClientConnection(Connection):
