@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import comb
 from statistics import median
 from typing import Generic, TypeVar
 
@@ -93,3 +94,22 @@ def ratio(
 def ratio_of_rounds(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """Median of the ratios within each round."""
     return median(our / their for our, their in zip(ours, theirs, strict=True))
+
+
+def median_interval(
+    values: Sequence[float], confidence: float = 0.95
+) -> tuple[float, float] | None:
+    """Between which two of the values the true median lies with at least this confidence.
+
+    By order statistics (the sign test turned around), which assume no distribution, only rounds
+    that do not depend on each other. None for too few values to be so confident.
+    """
+    ordered, count = sorted(values), len(values)
+    found = None
+    outside = 0.0  # that the true median is below the lowest `rank` values, or above the highest
+    for rank in range((count + 1) // 2):
+        outside += 2 * comb(count, rank) / 2**count
+        if outside > 1 - confidence:
+            break
+        found = ordered[rank], ordered[count - 1 - rank]
+    return found

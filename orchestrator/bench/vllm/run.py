@@ -1,7 +1,9 @@
 """The rounds of the bench, and its targets.
 
 Each round loads vLLM's own server and the router with the same requests, one after the other and
-in turns first; ratios and differences are formed within a round, and their medians count.
+in turns first; ratios and differences are formed within a round, and their medians count. Single
+rounds vary by more than what is to be shown, so a goal counts as reached or missed only where the
+whole interval of the median is on one side of it.
 """
 
 from __future__ import annotations
@@ -9,11 +11,12 @@ from __future__ import annotations
 import asyncio
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import aiohttp
 
 from orchestrator.bench.machine import describe_machine
+from orchestrator.bench.rounds import median_interval
 from orchestrator.bench.targets import Goal, Target, judged, rows
 from orchestrator.bench.vllm.client import Load, Reading, run_load
 from orchestrator.bench.vllm.rig import NAME, Rig, running_rig
@@ -40,6 +43,16 @@ class Findings:
 
     def median(self, figure: Callable[[Round], float]) -> float:
         return statistics.median(figure(one) for one in self.rounds)
+
+    def judged(self, goal: Goal, figure: Callable[[Round], float]) -> Target:
+        """A goal for the median; open while the rounds do not tell on which side of it that is."""
+        between = median_interval([figure(one) for one in self.rounds])
+        value = self.median(figure)
+        if between is None:
+            return judged(goal, value, f"{len(self.rounds)} rounds are too few to tell")
+        told = f"with 95 % confidence between {between[0]:.3g} and {between[1]:.3g}"
+        unfit = None if len({goal.reached_by(one) for one in between}) == 1 else told
+        return replace(judged(goal, value, unfit=unfit), why=told)
 
 
 def run_vllm_bench(settings: VllmBenchSettings, report: Callable[[str], None]) -> Findings:
@@ -83,17 +96,17 @@ async def _run(settings: VllmBenchSettings, rig: Rig, report: Callable[[str], No
 def judge(found: Findings) -> list[Target]:
     """One row for each target of vLLM as an engine."""
     return [
-        judged(
+        found.judged(
             Goal("throughput over bare vLLM", 0.97, "ratio", ">="),
-            found.median(lambda one: one.tandem.tokens_per_s / one.bare.tokens_per_s),
+            lambda one: one.tandem.tokens_per_s / one.bare.tokens_per_s,
         ),
-        judged(
+        found.judged(
             Goal("added ITL p50, one request at a time", 1.0, "ms", "<"),
-            found.median(lambda one: one.tandem_alone.itl_ms - one.bare_alone.itl_ms),
+            lambda one: one.tandem_alone.itl_ms - one.bare_alone.itl_ms,
         ),
-        judged(
+        found.judged(
             Goal("added ITL p50, full load", 1.0, "ms", "<"),
-            found.median(lambda one: one.tandem.itl_ms - one.bare.itl_ms),
+            lambda one: one.tandem.itl_ms - one.bare.itl_ms,
         ),
     ]
 
@@ -145,5 +158,8 @@ def lines(found: Findings, targets: Sequence[Target]) -> list[str]:
     for target in targets:
         verdict = {True: "met", False: "missed", None: "not judged"}[target.met]
         value = "-" if target.value is None else f"{target.value:.2f}"
-        told.append(f"{verdict:<11}{target.goal.name}: {value} {target.goal.unit}, {target.goal}")
+        why = "" if target.why is None else f" ({target.why})"
+        told.append(
+            f"{verdict:<11}{target.goal.name}: {value} {target.goal.unit}, {target.goal}{why}"
+        )
     return told

@@ -12,8 +12,8 @@ class VllmBenchSettings:
 
     python: Path
     tokenizer_from: Path
-    rounds: int = 5
-    requests: int = 64
+    rounds: int = 15
+    requests: int = 48
     concurrency: int = 16
     prompt_tokens: int = 64
     output_tokens: int = 64

@@ -7,7 +7,13 @@ from collections.abc import Callable
 import pytest
 
 from orchestrator.bench.process import ContenderFailed
-from orchestrator.bench.rounds import Outcome, compete, ratio, ratio_of_rounds
+from orchestrator.bench.rounds import (
+    Outcome,
+    compete,
+    median_interval,
+    ratio,
+    ratio_of_rounds,
+)
 
 
 def _recorded(log: list[str], name: str, *values: float) -> Callable[[int], float]:
@@ -70,3 +76,16 @@ def test_without_samples_there_is_no_ratio_and_no_median() -> None:
     assert ratio(some, some, float) == 1.0
     assert none.median_of(float) is None
     assert some.median_of(float) == 1.5
+
+
+def test_the_interval_of_a_median_is_that_of_the_sign_test() -> None:
+    # Of ten values with 95 %: the second to the ninth (a binomial table gives 2.1 % outside, and
+    # 10.9 % outside the third to the eighth).
+    assert median_interval([3, 10, 1, 7, 5, 2, 9, 4, 8, 6]) == (2, 9)
+    assert median_interval(list(range(1, 16))) == (4, 12)
+    assert median_interval([1, 2, 3, 4, 5, 6]) == (1, 6)
+
+
+def test_a_few_values_tell_no_interval() -> None:
+    assert median_interval([]) is None
+    assert median_interval([1, 2, 3, 4, 5]) is None
