@@ -50,8 +50,13 @@ def requests(
     prompts: tuple[int, int],
     answers: tuple[int, int],
     leavers: float,
+    sampled: float,
 ) -> Iterator[Wanted]:
-    """Requests without end; a third of them begin like others, one in four is sampled."""
+    """Requests without end; a third of them begin like others.
+
+    None of a native engine's are to be `sampled`: where one random number stands between two of
+    2,000 tokens may turn on the last bit of a sum, and so on who else is in the batch.
+    """
     shared = tuple(rng.randrange(5, vocab) for _ in range(prompts[1] // 2))
     number = 0
     while True:
@@ -60,7 +65,7 @@ def requests(
         if rng.random() < 0.33:
             prompt = (*shared, *prompt)[:length]
         leaves = rng.randrange(max_tokens) if rng.random() < leavers else None
-        temperature = 1.0 if rng.random() < 0.25 else 0.0
+        temperature = 1.0 if rng.random() < sampled else 0.0
         yield Wanted(number, prompt, max_tokens, temperature, rng.randrange(1 << 30), leaves)
         number += 1
 

@@ -32,7 +32,7 @@ _PATIENCE_S = 60.0
 
 async def _chaos(folder: Path, seed: int, seconds: float, per_s: float) -> None:
     rng = random.Random(seed)
-    stream = requests(rng, VOCAB, prompts=(4, 400), answers=(1, 250), leavers=0.1)
+    stream = requests(rng, VOCAB, prompts=(4, 400), answers=(1, 250), leavers=0.1, sampled=0.25)
     counts: dict[Role, int] = {"prefill": 2, "decode": 3}
     async with running_rig(
         folder, simulated_worker(folder), router_config(folder), counts, 2

@@ -61,7 +61,9 @@ async def test_answers_of_drained_decode_workers_go_on_elsewhere_byte_for_byte(
     tmp_path: Path,
 ) -> None:
     rng = random.Random(4)
-    stream = requests(rng, _VOCAB, prompts=(10, 200), answers=(1000, 1150), leavers=0.0)
+    stream = requests(
+        rng, _VOCAB, prompts=(10, 200), answers=(1000, 1150), leavers=0.0, sampled=0.0
+    )
     wanted = [next(stream) for _ in range(6)]
     workers: dict[Role, int] = {"prefill": 1, "decode": 2}
     worker = WorkerConfig(

@@ -42,7 +42,9 @@ async def _running(router: Router, requests_: int) -> admin_pb2.WorkerStatus:
 
 async def test_a_killed_router_takes_only_its_own_connections_along(tmp_path: Path) -> None:
     rng = random.Random(3)
-    stream = requests(rng, VOCAB, prompts=(20, 60), answers=(_ANSWER, _ANSWER), leavers=0.0)
+    stream = requests(
+        rng, VOCAB, prompts=(20, 60), answers=(_ANSWER, _ANSWER), leavers=0.0, sampled=0.25
+    )
     workers: dict[Role, int] = {"prefill": 1, "decode": 1}
     config = router_config(tmp_path)
     async with running_rig(tmp_path, simulated_worker(tmp_path), config, workers, 2) as rig:
@@ -86,7 +88,7 @@ async def test_a_request_that_is_sent_again_is_answered_again_and_not_run_twice(
     tmp_path: Path,
 ) -> None:
     rng = random.Random(4)
-    stream = requests(rng, VOCAB, prompts=(20, 60), answers=(40, 80), leavers=0.0)
+    stream = requests(rng, VOCAB, prompts=(20, 60), answers=(40, 80), leavers=0.0, sampled=0.25)
     workers: dict[Role, int] = {"prefill": 1, "decode": 1}
     config = router_config(tmp_path)
     async with running_rig(tmp_path, simulated_worker(tmp_path), config, workers, 1) as rig:

@@ -28,7 +28,7 @@ _PATIENCE_S = 120.0
 
 async def _chaos(folder: Path, seed: int, count: int, seconds: float) -> None:
     rng = random.Random(seed)
-    stream = requests(rng, _VOCAB, prompts=(10, 200), answers=(20, 160), leavers=0.0)
+    stream = requests(rng, _VOCAB, prompts=(10, 200), answers=(20, 160), leavers=0.0, sampled=0.0)
     wanted = [next(stream) for _ in range(count)]
     workers: dict[Role, int] = {"prefill": 2, "decode": 2}
     worker = WorkerConfig("", "decode", _MODEL, "m", kv_tokens=8192, max_requests=8, lease_ms=1500)
