@@ -41,22 +41,36 @@ _KNOWN_BLOCK_BYTES: Final = 128
 _SMALL_BYTES: Final = 5
 
 
-@dataclass(frozen=True, slots=True)
+# What comes with every call or message has its own `__init__` and Final fields, not frozen ones:
+# mypyc compiles no `__init__` of dataclasses.
+
+
+@dataclass(slots=True, init=False)
 class HeadersCame:
     """A stream was opened, or answered: headers, or the trailers that end it."""
 
-    stream_id: int
-    headers: Headers
-    ended: bool
+    stream_id: Final[int]
+    headers: Final[Headers]
+    ended: Final[bool]
+
+    def __init__(self, stream_id: int, headers: Headers, ended: bool) -> None:
+        self.stream_id = stream_id
+        self.headers = headers
+        self.ended = ended
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, init=False)
 class DataCame:
     """A part of a body; `ended`: the last one, maybe empty."""
 
-    stream_id: int
-    data: bytes
-    ended: bool
+    stream_id: Final[int]
+    data: Final[bytes]
+    ended: Final[bool]
+
+    def __init__(self, stream_id: int, data: bytes, ended: bool) -> None:
+        self.stream_id = stream_id
+        self.data = data
+        self.ended = ended
 
 
 @dataclass(frozen=True, slots=True)
