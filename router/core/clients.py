@@ -147,10 +147,11 @@ class Clients:
         return True
 
     def _give_up(self) -> None:
-        """End those that have yielded for as long as they may wait."""
+        """End those that have yielded for as long as they may wait. One that was begun is not ended,
+        also where it waits again because its worker was lost."""
         book = self._book
         for request in book.patience.expired(book.now_s):
-            if request.state is State.QUEUED:
+            if request.state is State.QUEUED and request.placed_s is None:
                 wait_s = predicted_wait_s(book.queue, self._outflow.per_s(book.now_s), request)
                 longest_s = longest_wait_s(book.policy, request)
                 self._refuse(request, longest_s + wait_s, longest_s)

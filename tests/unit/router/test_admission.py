@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from protos.tandem.v1 import common_pb2
 from router.core.admission import AdmissionQueue
-from router.core.events import CancelRequested, Ended, Tick
+from router.core.events import CancelRequested, Ended, Tick, WorkerLost
 from router.core.instructions import Finish, SendPrefill
 from router.core.policy import ClassPolicy, Policy, TenantPolicy
 from router.core.request import Cause, Request, State
@@ -297,6 +297,23 @@ def test_who_yields_for_as_long_as_it_may_wait_is_told_when_to_come_again() -> N
     assert (finish.request_id, finish.reason) == ("doomed", common_pb2.REASON_OVERLOADED)
     assert finish.retry_after_s is not None
     assert finish.retry_after_s > 0.0
+
+
+def test_who_yielded_and_was_begun_is_not_told_to_come_again_when_its_worker_is_lost() -> None:
+    bench = Bench("d", slots=1, queue_limit=50, patience=4.0)  # 2 s
+    bench.request("running")
+    bench.request("late")
+    bench.now_s += 0.6
+    bench.request("newcomer")
+    _end(bench, 1)
+    _end(bench, 2)
+    assert bench.state("late") is State.PREFILLING
+    bench.feed(tokens("d", 0, 40, handle=3))
+    bench.feed(WorkerLost("d"))
+    assert bench.state("late") is State.QUEUED
+    out = bench.feed(Tick(), 10.0)
+    assert not [item for item in out if isinstance(item, Finish)]
+    assert bench.state("late") is State.QUEUED, "it goes on when there is a worker"
 
 
 def test_when_all_that_waits_is_too_much_one_that_is_late_anyway_is_told_first() -> None:
