@@ -10,6 +10,7 @@ from router.core.request import Decision
 from router.errors import refusal
 from router.grpc_services import Context, telling, texts_of
 from router.models import Models
+from router.openai_http.formats import request_id_of
 from router.orders import drain, flip, scale
 from router.status import status_message
 from workers.pool_desk import PoolDesk
@@ -56,7 +57,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     ) -> admin_pb2.ExplainResponse:
         async with telling(context):
             self._access.tenant(texts_of(context).get("authorization"), context.peer())
-            explanation = self._models.explain(request.request_id)
+            name = request.request_id
+            explanation = self._models.explain(name) or self._models.explain(request_id_of(name))
             if explanation is None:
                 raise refusal(
                     "request_id",

@@ -17,6 +17,13 @@ from router.text.text_model import TextModel
 
 Json: TypeAlias = dict[str, object]
 
+_COMPLETION_ID, _CHAT_ID = "cmpl-", "chatcmpl-"
+
+
+def request_id_of(answer_id: str) -> str:
+    """The request's own id behind the id that its answer has for OpenAI's clients."""
+    return answer_id.removeprefix(_CHAT_ID).removeprefix(_COMPLETION_ID)
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -78,7 +85,7 @@ class CompletionFormat(_Answer):
     def __init__(
         self, request_id: str, model: str, text: TextModel | None, logprobs: int | None
     ) -> None:
-        super().__init__(f"cmpl-{request_id}", "text_completion", model)
+        super().__init__(f"{_COMPLETION_ID}{request_id}", "text_completion", model)
         self._text = text
         self._logprobs = logprobs
         self._offsets: dict[int, int] = {}  # by choice: characters before the next token
@@ -148,7 +155,7 @@ class ChatFormat(_Answer):
         self, request_id: str, model: str, text: TextModel | None, logprobs: bool, streamed: bool
     ) -> None:
         kind = "chat.completion.chunk" if streamed else "chat.completion"
-        super().__init__(f"chatcmpl-{request_id}", kind, model)
+        super().__init__(f"{_CHAT_ID}{request_id}", kind, model)
         self._text = text
         self._logprobs = logprobs
 

@@ -127,6 +127,8 @@ async def test_explain_tells_the_story_of_a_request(start_router: StartRouter) -
     (chosen,) = [one for one in placement.candidates if one.chosen]
     assert (chosen.prefill_worker, chosen.decode_worker) == ("prefill-0", "decode-0")
     assert story.retries == 0
+    for answer_id in ("cmpl-told", "chatcmpl-told"):  # as OpenAI clients see it
+        assert await router.admin.Explain(admin_pb2.ExplainRequest(request_id=answer_id)) == story
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await router.admin.Explain(admin_pb2.ExplainRequest(request_id="never"))
     assert error.value.code() is grpc.StatusCode.NOT_FOUND
