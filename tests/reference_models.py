@@ -113,11 +113,11 @@ def build_reference(shape: Shape, seed: int) -> NemotronHForCausalLM:
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            _randomise(name, tensor, rng)
+            randomise(name, tensor, rng)
     return model
 
 
-def _randomise(name: str, tensor: Tensor, rng: torch.Generator) -> None:
+def randomise(name: str, tensor: Tensor, rng: torch.Generator) -> None:
     """Scales at which every layer matters: unit-variance outputs, slow and fast SSM heads."""
     if name.endswith("A_log"):
         tensor.uniform_(-1.0, 2.0, generator=rng)
@@ -243,6 +243,6 @@ def write_drafting(folder: Path, shape: Shape, seed: int) -> NemotronHForCausalL
     rng = torch.Generator().manual_seed(seed + 1)
     for name, expected in mtp_schema(ModelConfig.from_file(folder)).items():
         tensors[name] = torch.empty(expected.shape)
-        _randomise(name, tensors[name], rng)
+        randomise(name, tensors[name], rng)
     write_tensors(folder, tensors)
     return model

@@ -87,7 +87,7 @@ def _moe(tensors: Mapping[str, Tensor], at: str, ranks: Ranks | None) -> MoeWeig
     up = tensors[f"{at}.experts.up_proj"]
     down = tensors[f"{at}.experts.down_proj"].transpose(1, 2).contiguous()
     return MoeWeights(
-        gate=tensors[f"{at}.gate.weight"].float(),
+        gate=Linear.of(tensors[f"{at}.gate.weight"].float()),
         correction_bias=tensors[f"{at}.gate.e_score_correction_bias"].float(),
         latent_down=_linear(tensors, f"{at}.fc1_latent_proj") if latent else None,
         latent_up=_linear(tensors, f"{at}.fc2_latent_proj") if latent else None,

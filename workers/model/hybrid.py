@@ -7,7 +7,7 @@ requests, memory or sampling; it computes where its weights are (CPU or CUDA) in
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from workers.kernels.cpu.pages import PlannedPages
 from workers.model import attention, mamba, mlp, moe, mtp, windows
 from workers.model.config import ModelConfig
+from workers.model.fused import FusedModel
 from workers.model.kvp_paging import KvpPages
 from workers.model.norm import add_norm, rms_norm
 from workers.model.paging import PrefillPages, WindowPages
@@ -43,6 +44,12 @@ class HybridModel:
     config: ModelConfig
     weights: ModelWeights
     ranks: Ranks | None = None
+    fused: FusedModel | None = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Describe a model that is whole for compiled steps, if they know all of it."""
+        fused = FusedModel.of(self.config, self.weights) if self.ranks is None else None
+        object.__setattr__(self, "fused", fused)
 
     @torch.no_grad()
     def prefill(
@@ -141,11 +148,13 @@ class HybridModel:
         Returns:
             Hidden states [b, w, d] after the final norm.
         """
+        x = self.weights.embeddings[token_ids]
+        if self.fused is not None and self.fused.suits_windows(x, state):
+            return self.fused.verify(x, state, slots, block_tables, context_lens, pending)
         width = token_ids.shape[1]
         pages = self._window_pages(state, block_tables, context_lens, width)
         pages.open(state.kv, state.draft_kv)
         line = windows.begin(state, slots, pending, width, self.ranks)
-        x = self.weights.embeddings[token_ids]
         normed = self._first_norm(x)
         attention_layer = mamba_layer = 0
         for layer, next_norm in self._layers_and_next_norms():
@@ -187,14 +196,14 @@ class HybridModel:
 
         Of several ranks only rank 0 has them; what the others return means nothing.
         """
-        scores = self.weights.score(hidden).float()
+        scores = self.weights.score.scores(hidden)
         if self.ranks is None:
             return scores
         return gather_scores(scores, self.config.vocab_size, self.ranks)
 
     def most_likely(self, hidden: Tensor) -> Tensor:
         """The token that scores highest: hidden [..., d] -> int64 [...], on every rank."""
-        scores = self.weights.score(hidden).float()
+        scores = self.weights.score.scores(hidden)
         if self.ranks is None:
             return scores.argmax(dim=-1)
         return best_word(scores, self.config.vocab_size, self.ranks)
@@ -292,6 +301,43 @@ class HybridModel:
         embedding = self.weights.embeddings[next_token_ids]
         pages = (every, seen)
         return mtp.window(embedding, hidden, counts - 1, state.draft_kv, pages, block, self.config)
+
+    @torch.no_grad()
+    def drafts(
+        self,
+        next_token_ids: Tensor,
+        hidden: Tensor,
+        state: StateTensors,
+        *,
+        block_tables: Tensor,
+        context_lens: Tensor,
+        counts: Tensor,
+        count: int,
+    ) -> Tensor:
+        """`count` greedy drafts of each request, int64 [b, count]: `draft` that many times.
+
+        The first recursion is that of the arguments, which are as in `draft`; the others are fed
+        with its output and the token that scores highest.
+        """
+        self._mtp()
+        if self.fused is not None and self.fused.suits_drafts(hidden, state):
+            embedding = self.weights.embeddings[next_token_ids]
+            places = block_tables, context_lens, counts
+            return self.fused.drafts(embedding, hidden, state, *places, count)
+        made: list[Tensor] = []
+        for _ in range(count):
+            last = self.draft(
+                next_token_ids,
+                hidden,
+                state,
+                block_tables=block_tables,
+                context_lens=context_lens,
+                counts=counts,
+            )
+            made.append(self.most_likely(last))
+            context_lens, counts = context_lens + counts, torch.ones_like(counts)
+            next_token_ids, hidden = made[-1][:, None], last[:, None]
+        return torch.stack(made, dim=1)
 
     def _first_norm(self, x: Tensor) -> Tensor:
         first = self.weights.layers[0].norm if self.weights.layers else self.weights.final_norm

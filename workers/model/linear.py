@@ -69,9 +69,25 @@ class Linear:
         """max(x W^T + bias, 0)^2: x [..., in] -> [..., out]."""
         return self._product(x, relu2=True)
 
+    def scores(self, x: Tensor) -> Tensor:
+        """The product in float32, as it is in the type of x: x [..., in] -> [..., out]."""
+        panels = self.panels
+        if panels is not None and self._suits_panels(x):
+            return panels.scores(x)
+        return self(x).float()
+
+    @property
+    def most_panel_rows(self) -> int:
+        """Up to so many rows panels serve; further ones where oneDNN's call would not pay."""
+        return max(self.panel_rows, (_PACKED_WORK - 1) // self.weight.numel())
+
+    def _suits_panels(self, x: Tensor) -> bool:
+        few = x.numel() <= self.panel_rows * x.shape[-1] or _work(x, self.weight) < _PACKED_WORK
+        return few and calls.suits(x)
+
     def _product(self, x: Tensor, *, relu2: bool) -> Tensor:
         panels = self.panels
-        if panels is not None and x.numel() <= self.panel_rows * x.shape[-1] and calls.suits(x):
+        if panels is not None and self._suits_panels(x):
             return panels(x, relu2=relu2)
         if self.packed is None or _work(x, self.weight) < _PACKED_WORK:
             out = functional.linear(x, self.weight, self.bias)

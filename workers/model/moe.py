@@ -32,6 +32,8 @@ _OVERHEAD_FLOPS = 4_000_000
 _GATHER_LIMIT = 500_000
 # Up to so many pairs of token and expert our own kernel reads an expert for each of them.
 _KERNEL_TASKS = 64
+# And this many where each reads panels that stay in cache.
+_PANEL_TASKS = 512
 # Below this many rows a product is bound by reading its matrix, and costs as much as with them.
 _MEMORY_BOUND_ROWS = 8
 
@@ -49,7 +51,7 @@ RunExperts = Callable[[Tensor, Routing, MoeWeights], Tensor]
 
 def route(x: Tensor, weights: MoeWeights, config: ModelConfig) -> Routing:
     """Choose experts for x [t, d]."""
-    logits = functional.linear(x.float(), weights.gate)
+    logits = weights.gate(x.float())
     if config.n_group == 1 and calls.suits(logits):
         return Routing(*layers.route(logits, weights, config))
     scores = logits.sigmoid_()
@@ -109,13 +111,19 @@ def experts_dense(x: Tensor, routing: Routing, weights: MoeWeights) -> Tensor:
     return weights.all_down(hidden)
 
 
+def most_tasks(weights: MoeWeights) -> int:
+    """Up to so many pairs of token and expert our own kernel is the quickest way."""
+    cached = weights.expert_up.numel() <= _GATHER_LIMIT
+    return _PANEL_TASKS if cached and layers.expert_panels(weights) else _KERNEL_TASKS
+
+
 def experts(x: Tensor, routing: Routing, weights: MoeWeights) -> Tensor:
     """Run the chosen experts in the way that suits their size and number. x and result [t, l]."""
     if dispatch.suits(x):
         return dispatch.experts(x, routing, weights)
     tokens, chosen = routing.indices.shape
     count, size, narrow = weights.expert_up.shape
-    if tokens * chosen <= _KERNEL_TASKS and calls.suits(x):
+    if tokens * chosen <= most_tasks(weights) and calls.suits(x):
         return layers.experts(x, routing.indices, routing.weights, weights)
     if tokens == 1 and 2 * chosen * size * narrow <= _GATHER_LIMIT:
         return experts_gathered(x, routing, weights)

@@ -62,7 +62,7 @@ class MlpWeights:
 class MoeWeights:
     """Router, routed experts in the latent dimension, shared expert in the full one."""
 
-    gate: Tensor  # [E, d], float32
+    gate: Linear  # [E, d], float32
     correction_bias: Tensor  # [E], float32, used for the choice of experts only
     latent_down: Linear | None  # [l, d], None without a latent projection
     latent_up: Linear | None  # [d, l]

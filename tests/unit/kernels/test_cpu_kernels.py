@@ -80,21 +80,39 @@ def test_squared_relu_keeps_what_is_not_a_number(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("narrow", "size"), [(64, 128), (10, 19), (80, 24)])
-def test_experts(dtype: torch.dtype, narrow: int, size: int) -> None:
+def test_scores_are_those_of_the_product(dtype: torch.dtype) -> None:
+    x, weight = noise(3, 32, dtype=dtype), noise(130, 32, dtype=dtype)
+    panels = layers.Panels(weight, noise(130, dtype=dtype))
+    assert torch.equal(panels.scores(x), panels(x, relu2=False).float())
+
+
+@pytest.mark.parametrize("count", [1, 16, 37, 200])
+def test_the_first_of_the_highest_scores(count: int) -> None:
+    scores = noise(3, 4, count).round()  # some are equal
+    scores[0, 0] = -torch.inf
+    assert torch.equal(layers.highest(scores), scores.argmax(dim=-1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("panels", [False, True])
+@pytest.mark.parametrize(("narrow", "size"), [(64, 128), (10, 19), (80, 24), (70, 64)])
+def test_experts(dtype: torch.dtype, narrow: int, size: int, panels: bool) -> None:
     x = noise(6, narrow, dtype=dtype)
     up, down = (noise(5, size, narrow, dtype=dtype, seed=s) / narrow**0.5 for s in (1, 2))
     indices = torch.stack([torch.randperm(5)[:3] for _ in x])
     scale = noise(6, 3).abs()
     hidden = torch.einsum("tl,tkml->tkm", x.double(), up[indices].double()).relu().square()
     every = torch.einsum("tkm,tkml->tkl", hidden, down[indices].double())
-    found = layers.experts(x, indices, scale, _experts(up, down))
+    found = layers.experts(x, indices, scale, _experts(up, down, panels))
     assert_close(found, (every * scale.double().unsqueeze(-1)).sum(1), scale=size**0.5)
 
 
-def _experts(up: Tensor, down: Tensor) -> MoeWeights:
+def _experts(up: Tensor, down: Tensor, panels: bool) -> MoeWeights:
     nothing = Linear(up[0], None, None, None, 0)
-    return MoeWeights(up, up, None, None, up, down, None, nothing, nothing)
+    whole = nothing, nothing
+    if panels:
+        whole = Linear.of(up.flatten(0, 1)), Linear.of(down.flatten(0, 1).t())
+    return MoeWeights(nothing, up, None, None, up, down, None, *whole)
 
 
 def naive_mixer(

@@ -45,7 +45,7 @@ def test_the_correction_bias_changes_the_choice_and_not_the_weights(make_pair: M
     x = torch.randn(20, model.config.hidden_size, generator=torch.Generator().manual_seed(1))
     routing = moe.route(x, pushed, model.config)
     assert (routing.indices == 5).any(dim=1).all()
-    scores = torch.sigmoid(x @ weights.gate.T).gather(1, routing.indices)
+    scores = torch.sigmoid(x @ weights.gate.weight.T).gather(1, routing.indices)
     expected = scores / scores.sum(-1, keepdim=True) * model.config.routed_scaling_factor
     torch.testing.assert_close(routing.weights, expected)
 

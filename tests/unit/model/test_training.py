@@ -107,7 +107,7 @@ def test_balance_lowers_the_busy_and_raises_the_idle() -> None:
     empty = torch.zeros(0)
     unused = Linear.of(empty)
     weights = MoeWeights(
-        gate=empty,
+        gate=unused,
         correction_bias=bias,
         latent_down=None,
         latent_up=None,

@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from workers.engine.native.calls import Call, CopyCall, DraftCall, ReadCall, VerifyCall
+from workers.engine.native.calls import (
+    Call,
+    CopyCall,
+    DraftCall,
+    ReadCall,
+    SpeculateCall,
+    VerifyCall,
+)
 from workers.handoff import messages
 from workers.handoff.messages import Finish, Open, Push, Written
 from workers.parallel.frames import FrameError, Told, encode, read_frame
@@ -50,6 +57,18 @@ def test_calls_arrive_as_they_were_sent(batch: int, width: int, bf16: bool) -> N
         ),
         VerifyCall(
             numbers(batch, width), numbers(batch), numbers(batch, 2), numbers(batch), numbers(batch)
+        ),
+        SpeculateCall(
+            numbers(batch, width),
+            torch.randn(batch, width, 8).to(dtype),
+            numbers(batch),
+            numbers(batch),
+            numbers(batch),
+            numbers(batch),
+            numbers(batch, 3),
+            numbers(batch),
+            numbers(batch),
+            3,
         ),
         CopyCall(1, 2, -1, -1),
     ]

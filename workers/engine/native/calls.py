@@ -70,6 +70,37 @@ class VerifyCall:
 
 
 @dataclass(frozen=True, slots=True)
+class SpeculateCall:
+    """Draft from positions that the MTP block has not seen, then read the drafts as a window.
+
+    One call, since nothing is decided in between.
+
+    Attributes:
+        next_token_ids: as in `DraftCall`, like hidden and counts.
+        hidden: [b, w, d].
+        counts: int64 [b].
+        first: int64 [b], the first of the positions; they end where the window begins.
+        token_ids: int64 [b], the first token of each window.
+        slots: as in `VerifyCall`, like what follows.
+        block_tables: int64 [b, n].
+        context_lens: int64 [b].
+        pending: int64 [b].
+        draft_tokens: how many to draft.
+    """
+
+    next_token_ids: Tensor
+    hidden: Tensor
+    counts: Tensor
+    first: Tensor
+    token_ids: Tensor
+    slots: Tensor
+    block_tables: Tensor
+    context_lens: Tensor
+    pending: Tensor
+    draft_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class SettleCall:
     """Make the state of one request whole, so that it can leave: fold in what is pending.
 
@@ -108,5 +139,12 @@ class CopyCall:
         return CopyPlan(self.source_slot, self.target_slot, source, target)
 
 
-Call = ReadCall | DraftCall | VerifyCall | SettleCall | CopyCall
-CALLS: tuple[type[Call], ...] = (ReadCall, DraftCall, VerifyCall, SettleCall, CopyCall)
+Call = ReadCall | DraftCall | VerifyCall | SpeculateCall | SettleCall | CopyCall
+CALLS: tuple[type[Call], ...] = (
+    ReadCall,
+    DraftCall,
+    VerifyCall,
+    SpeculateCall,
+    SettleCall,
+    CopyCall,
+)

@@ -62,14 +62,13 @@ class Decoder:
     ) -> Iterator[tuple[Sequence, list[Chosen]]]:
         """Make one step; yields each request with its new tokens, one at least."""
         began_s = self._clock_s()
-        drafts: list[list[int]] = [[] for _ in rows]
         if draft_tokens:
+            drafts, hidden, logits = self._runner.speculate(rows, draft_tokens)
             # The last token of an answer needs no draft after it.
-            drafts = [
-                draft[: row.room - 1]
-                for row, draft in zip(rows, self._runner.draft(rows, draft_tokens), strict=True)
-            ]
-        hidden, logits = self._runner.verify(rows, drafts, draft_tokens + 1)
+            drafts = [draft[: row.room - 1] for row, draft in zip(rows, drafts, strict=True)]
+        else:
+            drafts = [[] for _ in rows]
+            hidden, logits = self._runner.verify(rows)
         windows = choose_windows(logits, drafts, [row.sampling for row in rows])
         drafted, accepted = [0] * draft_tokens, [0] * draft_tokens
         for index, (row, draft, chosen) in enumerate(zip(rows, drafts, windows, strict=True)):

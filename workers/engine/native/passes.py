@@ -17,6 +17,7 @@ from workers.engine.native.calls import (
     DraftCall,
     ReadCall,
     SettleCall,
+    SpeculateCall,
     VerifyCall,
 )
 from workers.model.hybrid import HybridModel
@@ -59,6 +60,8 @@ class ModelPasses:
                 self.draft(call)
             case VerifyCall():
                 self.verify(call)
+            case SpeculateCall():
+                self.speculate(call)
             case SettleCall():
                 self.settle(call)
             case CopyCall():
@@ -98,24 +101,15 @@ class ModelPasses:
         hidden states; the others feed the block's own output back (papers: recursive MTP).
         """
         self._tell(call)
-        next_ids, hidden = call.next_token_ids.to(self._device), call.hidden.to(self._device)
-        tables = call.block_tables.to(self._device)
-        positions, valid = call.context_lens.to(self._device), call.counts.to(self._device)
-        drafts: list[Tensor] = []
-        for _ in range(call.draft_tokens):
-            last = self._model.draft(
-                next_ids,
-                hidden,
-                self.store.tensors,
-                block_tables=tables,
-                context_lens=positions,
-                counts=valid,
-            )
-            drafts.append(self._model.most_likely(last))
-            positions = positions + valid
-            valid = torch.ones_like(valid)
-            next_ids, hidden = drafts[-1][:, None], last[:, None]
-        return torch.stack(drafts, dim=1)
+        return self._model.drafts(
+            call.next_token_ids.to(self._device),
+            call.hidden.to(self._device),
+            self.store.tensors,
+            block_tables=call.block_tables.to(self._device),
+            context_lens=call.context_lens.to(self._device),
+            counts=call.counts.to(self._device),
+            count=call.draft_tokens,
+        )
 
     @torch.inference_mode()
     def verify(self, call: VerifyCall) -> tuple[Tensor, Tensor]:
@@ -130,6 +124,30 @@ class ModelPasses:
             pending=call.pending.to(self._device),
         )
         return hidden, self._model.logits(hidden)
+
+    @torch.inference_mode()
+    def speculate(self, call: SpeculateCall) -> tuple[Tensor, Tensor, Tensor]:
+        """Greedy drafts [b, draft_tokens], and what `verify` returns for windows of them."""
+        self._tell(call)
+        tables, state = call.block_tables.to(self._device), self.store.tensors
+        drafts = self._model.drafts(
+            call.next_token_ids.to(self._device),
+            call.hidden.to(self._device),
+            state,
+            block_tables=tables,
+            context_lens=call.first.to(self._device),
+            counts=call.counts.to(self._device),
+            count=call.draft_tokens,
+        )
+        hidden = self._model.verify(
+            torch.cat([call.token_ids.to(self._device)[:, None], drafts], dim=1),
+            state,
+            slots=call.slots.to(self._device),
+            block_tables=tables,
+            context_lens=call.context_lens.to(self._device),
+            pending=call.pending.to(self._device),
+        )
+        return drafts, hidden, self._model.logits(hidden)
 
     @torch.inference_mode()
     def settle(self, call: SettleCall) -> None:

@@ -7,7 +7,15 @@ from collections.abc import Sequence as ListOf
 import torch
 from torch import Tensor
 
-from workers.engine.native.calls import CopyCall, DraftCall, ReadCall, SettleCall, VerifyCall
+from workers.engine.native.calls import (
+    CopyCall,
+    DraftCall,
+    ReadCall,
+    SettleCall,
+    SpeculateCall,
+    VerifyCall,
+)
+from workers.engine.native.integers import integers
 from workers.engine.native.passes import ModelPasses
 from workers.engine.native.sequence import Sequence
 from workers.state.memory import CopyPlan, StateMemory
@@ -56,37 +64,6 @@ class ModelRunner:
         """Where the conv and SSM state of a sequence is."""
         return self._memory.holding(sequence.item.key).slot
 
-    def draft(self, rows: ListOf[Sequence], draft_tokens: int) -> list[list[int]]:
-        """Greedy drafts of `draft_tokens` tokens for each row.
-
-        They begin with every context position that the MTP block has not seen.
-        """
-        undrafted = [row.undrafted for row in rows if row.undrafted is not None]
-        counts = [len(hidden) for hidden in undrafted]
-        width = max(counts)
-        hidden = torch.nn.utils.rnn.pad_sequence(undrafted, batch_first=True)
-        next_ids = torch.tensor(
-            [
-                [*row.tokens_from(row.context_tokens - count + 1), *(0,) * (width - count)]
-                for row, count in zip(rows, counts, strict=True)
-            ]
-        )
-        first = [row.context_tokens - count for row, count in zip(rows, counts, strict=True)]
-        drafts = self._passes.draft(
-            DraftCall(
-                next_token_ids=next_ids,
-                hidden=hidden,
-                block_tables=self._tables(rows),
-                context_lens=torch.tensor(first),
-                counts=torch.tensor(counts),
-                draft_tokens=draft_tokens,
-            )
-        )
-        for row in rows:
-            row.undrafted = None
-        columns: list[list[int]] = drafts.tolist()
-        return columns
-
     def settle(self, sequence: Sequence) -> None:
         """Make the state of a request whole where it lies, as if its last token had been read.
 
@@ -98,14 +75,17 @@ class ModelRunner:
             hidden = torch.empty(0, 0)
         elif (unseen := len(hidden) - 1) > 0:
             first = sequence.context_tokens - len(hidden)
-            next_ids = sequence.tokens_from(first + 1)[:unseen]
+            tokens = sequence.tokens_from(first + 1)[:unseen]
+            next_ids, table, context_lens, counts = integers(
+                tokens, self._tables([sequence]), [first], [unseen]
+            )
             self._passes.draft(
                 DraftCall(
-                    next_token_ids=torch.tensor([next_ids]),
+                    next_token_ids=next_ids[None],
                     hidden=hidden[None, :-1],
-                    block_tables=self._tables([sequence]),
-                    context_lens=torch.tensor([first]),
-                    counts=torch.tensor([unseen]),
+                    block_tables=table[None],
+                    context_lens=context_lens,
+                    counts=counts,
                     draft_tokens=1,
                 )
             )
@@ -113,29 +93,79 @@ class ModelRunner:
         self._passes.settle(SettleCall(slot, sequence.pending, hidden[-1:]))
         sequence.pending, sequence.undrafted = 0, None
 
-    def verify(
-        self, rows: ListOf[Sequence], drafts: ListOf[ListOf[int]], width: int
-    ) -> tuple[Tensor, Tensor]:
-        """Feed each row's last token and its drafts.
+    def verify(self, rows: ListOf[Sequence]) -> tuple[Tensor, Tensor]:
+        """Feed each row's last token.
 
-        Returns hidden states [rows, width, d] and float32 logits [rows, width, vocab]. Rows with
-        fewer drafts are padded; what comes out there means nothing.
+        Returns hidden states [rows, 1, d] and float32 logits [rows, 1, vocab].
         """
-        windows = [
-            [row.output[-1], *draft, *(0,) * (width - 1 - len(draft))]
-            for row, draft in zip(rows, drafts, strict=True)
-        ]
+        token_ids, tables, slots, context_lens, pending = integers(*self._windows(rows))
         return self._passes.verify(
             VerifyCall(
-                token_ids=torch.tensor(windows),
-                slots=torch.tensor([self.slot(row) for row in rows]),
-                block_tables=self._tables(rows),
-                context_lens=torch.tensor([row.context_tokens for row in rows]),
-                pending=torch.tensor([row.pending for row in rows]),
+                token_ids=token_ids[:, None],
+                slots=slots,
+                block_tables=tables.view(len(rows), -1),
+                context_lens=context_lens,
+                pending=pending,
             )
         )
 
-    def _tables(self, rows: ListOf[Sequence]) -> Tensor:
+    def _windows(self, rows: ListOf[Sequence]) -> tuple[list[int], ...]:
+        """First tokens, block tables, slots, context lengths and pending tokens of all rows."""
+        return (
+            [row.output[-1] for row in rows],
+            self._tables(rows),
+            [self.slot(row) for row in rows],
+            [row.context_tokens for row in rows],
+            [row.pending for row in rows],
+        )
+
+    def speculate(
+        self, rows: ListOf[Sequence], draft_tokens: int
+    ) -> tuple[list[list[int]], Tensor, Tensor]:
+        """Draft `draft_tokens` tokens for each row, and feed its last token and these.
+
+        Drafts begin with every context position that the MTP block has not seen.
+
+        Returns the drafts, hidden states [rows, draft_tokens + 1, d] and float32 logits
+        [rows, draft_tokens + 1, vocab].
+        """
+        undrafted = [row.undrafted for row in rows if row.undrafted is not None]
+        counts = [len(hidden) for hidden in undrafted]
+        width = max(counts)
+        if len(rows) == 1:
+            hidden = undrafted[0][None]
+        else:
+            hidden = torch.nn.utils.rnn.pad_sequence(undrafted, batch_first=True)
+        places = [row.context_tokens - count for row, count in zip(rows, counts, strict=True)]
+        known: list[int] = []
+        for row, place, count in zip(rows, places, counts, strict=True):
+            known += [*row.tokens_from(place + 1), *(0,) * (width - count)]
+        next_ids, valid, first, *window = integers(known, counts, places, *self._windows(rows))
+        token_ids, tables, slots, context_lens, pending = window
+        drafts, hidden, logits = self._passes.speculate(
+            SpeculateCall(
+                next_token_ids=next_ids.view(len(rows), width),
+                hidden=hidden,
+                counts=valid,
+                first=first,
+                token_ids=token_ids,
+                slots=slots,
+                block_tables=tables.view(len(rows), -1),
+                context_lens=context_lens,
+                pending=pending,
+                draft_tokens=draft_tokens,
+            )
+        )
+        for row in rows:
+            row.undrafted = None
+        columns: list[list[int]] = drafts.tolist()
+        return columns, hidden, logits
+
+    def _tables(self, rows: ListOf[Sequence]) -> list[int]:
+        """Block tables, one after the other, padded with -1 to equal lengths."""
         tables = [self._memory.holding(row.item.key).blocks for row in rows]
         longest = max(len(table) for table in tables)
-        return torch.tensor([table + (-1,) * (longest - len(table)) for table in tables])
+        padded: list[int] = []
+        for table in tables:
+            padded += [*table, *(-1,) * (longest - len(table))]
+        return padded

@@ -21,6 +21,7 @@ from workers.engine.sampling.grammar import GrammarError
 from workers.engine.sampling.logprobs import Chosen, with_logprobs
 from workers.engine.sampling.penalties import penalise
 from workers.engine.sampling.state import SamplingState
+from workers.kernels.cpu import calls, layers
 
 _CACHED_LOGITS = 1 << 18
 
@@ -42,7 +43,7 @@ def choose_windows(
     chosen: list[list[int]] = [[] for _ in states]
     plain = [row for row, state in enumerate(states) if state.sampling.plain]
     if plain:
-        best: list[list[int]] = _rows(logits, plain).argmax(dim=-1).tolist()
+        best: list[list[int]] = _highest(_rows(logits, plain)).tolist()
         for row, token_ids in zip(plain, best, strict=True):
             for token_id in token_ids:
                 if not _take(token_id, drafts[row], states[row], chosen[row]):
@@ -154,6 +155,10 @@ def _reported(
 
 def _rows(logits: Tensor, rows: Sequence[int]) -> Tensor:
     return logits if len(rows) == len(logits) else logits[list(rows)]
+
+
+def _highest(logits: Tensor) -> Tensor:
+    return layers.highest(logits) if calls.enabled(logits) else logits.argmax(dim=-1)
 
 
 def _replaced(logits: Tensor, rows: Sequence[int], changed: Tensor) -> Tensor:

@@ -1,15 +1,7 @@
 // Attention over keys and values in pages: a few new tokens of several requests, or many of one.
 // A task is one key head of one request with a tile of queries: heads that share a key head are
 // further queries, so no key is read twice for them. Softmax is joined chunk by chunk of keys.
-#include "vector.h"
-
-struct Pages {
-  const void* planes;  // [blocks, 2, kv_heads, block_tokens, head_dim], tokens side by side
-  const int64_t* tables;   // [rows, columns]
-  const int64_t* visible;  // [rows, queries]
-  int64_t columns, kv_heads, block_tokens, head_dim;
-  int64_t block, plane, head;  // elements from one to the next
-};
+#include "kernels.h"
 
 constexpr int CHUNK = 64;  // keys at once
 constexpr int TILE = 8;    // tokens of queries at once

@@ -22,13 +22,18 @@ _KINDS: dict[str, type] = {"i": ctypes.c_int64, "p": ctypes.c_void_p, "d": ctype
 _SIGNATURES = {
     "add_norm": "iipppdp",
     "attend_pages": "piiipiip",
+    "drafts": "ppppippp",
     "experts": "iiiippppppp",
+    "experts_in_panels": "iiiiippppppp",
     "linear": "iiipppip",
     "mamba_sequence": "piidpppppppp",
     "mamba_windows": "ppiiipppp",
+    "scores": "iiipppp",
     "square_relu": "ip",
+    "verify": "ppppppp",
 }
 _FLOAT32_SIGNATURES = {
+    "highest": "iipp",
     "open_pages": "ipppi",
     "plan_pages": "piiiipippppp",
     "route": "iiippidpp",

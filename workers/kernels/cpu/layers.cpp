@@ -1,6 +1,6 @@
 // What stands between mixers, and products of few rows: residual sum with RMS norm, the squared
 // ReLU, x W^T for small matrices, and routed experts.
-#include "vector.h"
+#include "kernels.h"
 
 #ifdef __AVX512BF16__
 #include <immintrin.h>
@@ -94,12 +94,19 @@ static inline v16 square_relu(v16 x) {
   return positive * positive;
 }
 
+template <typename T>
+static inline v16 rounded(v16 x) {
+  T kept[LANES];
+  store(kept, x);
+  return load(kept);
+}
+
 constexpr int64_t ROWS_AT_ONCE = 96;  // of one task, while its panel is in the cache
 
-// x W^T + bias; `steps` is how often a panel steps over its inputs.
-template <typename T, typename W>
+// x W^T + bias, rounded to T and kept as O; `steps` is how often a panel steps over its inputs.
+template <typename T, typename W, typename O>
 static void linear(int64_t rows, int64_t steps, int64_t count, const W* x, const W* panels,
-                   const T* bias, bool relu2, T* out) {
+                   const T* bias, bool relu2, O* out) {
   const int64_t blocks = (count + PANEL - 1) / PANEL;
   const int64_t pieces = (rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
 #pragma omp parallel for collapse(2) schedule(static) if (rows * steps * count > 32768)
@@ -120,17 +127,19 @@ static void linear(int64_t rows, int64_t steps, int64_t count, const W* x, const
           default: panel_rows<1>(steps, given, w, part);
         }
         for (int r = 0; r < made; r++, row++) {
-          T* to = out + row * count + from;
+          O* to = out + row * count + from;
           int64_t i = 0;
           for (; i + LANES <= length; i += LANES) {
             v16 value = load(part + r * PANEL + i);
             if (bias) value += load(bias + from + i);
-            store(to + i, relu2 ? square_relu(value) : value);
+            store(to + i, rounded<T>(relu2 ? square_relu(value) : value));
           }
           for (; i < length; i++) {
             float value = part[r * PANEL + i] + (bias ? up(bias[from + i]) : 0.0f);
             if (relu2) value = value > 0 ? value * value : 0 * value;
-            put(to + i, value);
+            T kept;
+            put(&kept, value);
+            put(to + i, up(kept));
           }
         }
       }
@@ -164,6 +173,46 @@ static void square_relu(int64_t count, T* x) {
     float value = up(x[i]);
     put(x + i, value > 0 ? value * value : 0 * value);
   }
+}
+
+// The sum over the parts that the chosen experts of each token have made, `wide` floats each.
+template <typename T>
+static void join(int64_t tokens, int64_t chosen, int64_t narrow, int64_t wide, const float* parts,
+                 T* out) {
+  for (int64_t token = 0; token < tokens; token++)
+    for (int64_t i = 0; i < narrow; i++) {
+      float total = 0;
+      for (int64_t k = 0; k < chosen; k++) total += parts[(token * chosen + k) * wide + i];
+      put(out + token * narrow + i, total);
+    }
+}
+
+// As `experts`, with the matrices of all `count` experts in panels, as one [count hidden, narrow] and
+// one [narrow, count hidden]; hidden is a multiple of PANEL. What is between them is rounded to T.
+template <typename T, typename W>
+static void experts_in_panels(int64_t tokens, int64_t chosen, int64_t narrow, int64_t hidden,
+                              int64_t count, const T* x, const int64_t* indices,
+                              const float* weights, const W* up, const W* down, float* parts,
+                              T* out) {
+  constexpr int64_t TOGETHER = sizeof(W) / sizeof(T);
+  const int64_t wide = (narrow + PANEL - 1) / PANEL * PANEL;
+  const int64_t in = narrow / TOGETHER, steps = hidden / TOGETHER;
+#pragma omp parallel for schedule(static) if (tokens * chosen * narrow * steps > 131072)
+  for (int64_t task = 0; task < tokens * chosen; task++) {
+    const W* own = reinterpret_cast<const W*>(x + task / chosen * narrow);
+    T* inner = reinterpret_cast<T*>(scratch(2, hidden));
+    const W* w = up + indices[task] * hidden * in;
+    float part[PANEL];
+    for (int64_t at = 0; at < hidden; at += PANEL, w += in * PANEL) {
+      panel_rows<1>(in, own, w, part);
+      for (int i = 0; i < PANEL; i += LANES)
+        store(inner + at + i, square_relu(load(part + i)) * weights[task]);
+    }
+    w = down + indices[task] * steps * PANEL;
+    for (int64_t at = 0; at < narrow; at += PANEL, w += count * steps * PANEL)
+      panel_rows<1>(steps, reinterpret_cast<const W*>(inner), w, parts + task * wide + at);
+  }
+  join(tokens, chosen, narrow, wide, parts, out);
 }
 
 // For each token the sum over its chosen experts of weight * down(relu2(up x)).
@@ -201,12 +250,7 @@ static void experts(int64_t tokens, int64_t chosen, int64_t narrow, int64_t hidd
       part[i] = total;
     }
   }
-  for (int64_t token = 0; token < tokens; token++)
-    for (int64_t i = 0; i < narrow; i++) {
-      float total = 0;
-      for (int64_t k = 0; k < chosen; k++) total += parts[(token * chosen + k) * wide + i];
-      put(out + token * narrow + i, total);
-    }
+  join(tokens, chosen, narrow, wide, parts, out);
 }
 
 // Sigmoid router: the best of scores + bias, and the scores of these, scaled.
@@ -246,6 +290,11 @@ static void route(int64_t tokens, int64_t count, int64_t chosen, const float* lo
     linear(rows, steps, count, static_cast<const W*>(x), static_cast<const W*>(w),              \
            static_cast<const T*>(bias), relu2 != 0, static_cast<T*>(out));                      \
   }                                                                                             \
+  void scores_##NAME(int64_t rows, int64_t steps, int64_t count, const void* x, const void* w,  \
+                     const void* bias, float* out) {                                            \
+    linear(rows, steps, count, static_cast<const W*>(x), static_cast<const W*>(w),              \
+           static_cast<const T*>(bias), false, out);                                            \
+  }                                                                                             \
   void square_relu_##NAME(int64_t count, void* x) { square_relu<T>(count, static_cast<T*>(x)); } \
   void experts_##NAME(int64_t tokens, int64_t chosen, int64_t narrow, int64_t hidden,           \
                       const void* x, const int64_t* indices, const float* weights,              \
@@ -253,6 +302,14 @@ static void route(int64_t tokens, int64_t count, int64_t chosen, const float* lo
     experts<T>(tokens, chosen, narrow, hidden, static_cast<const T*>(x), indices, weights,      \
                static_cast<const T*>(up), static_cast<const T*>(down), parts,                   \
                static_cast<T*>(out));                                                           \
+  }                                                                                             \
+  void experts_in_panels_##NAME(int64_t tokens, int64_t chosen, int64_t narrow, int64_t hidden, \
+                                int64_t count, const void* x, const int64_t* indices,           \
+                                const float* weights, const void* up, const void* down,         \
+                                float* parts, void* out) {                                      \
+    experts_in_panels<T, W>(tokens, chosen, narrow, hidden, count, static_cast<const T*>(x),    \
+                            indices, weights, static_cast<const W*>(up),                        \
+                            static_cast<const W*>(down), parts, static_cast<T*>(out));          \
   }
 
 extern "C" {
@@ -266,6 +323,9 @@ int64_t multiplies_bfloat16() {
 }
 EXPORT(float, float, float32)
 EXPORT(bf16, uint32_t, bfloat16)
+void highest_float32(int64_t rows, int64_t count, const float* numbers, int64_t* out) {
+  for (int64_t row = 0; row < rows; row++) out[row] = highest(count, numbers + row * count);
+}
 void route_float32(int64_t tokens, int64_t count, int64_t chosen, const float* logits,
                    const float* bias, int64_t normalised, double scaling, int64_t* indices,
                    float* weights) {

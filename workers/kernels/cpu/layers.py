@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +15,6 @@ if TYPE_CHECKING:  # modules that themselves import this one
     from workers.model.config import ModelConfig
     from workers.model.weights import MoeWeights
 
-_LANES = 16
 _PANEL = 64  # as in layers.cpp
 _TOGETHER = {torch.float32: 1, torch.bfloat16: 2}
 
@@ -35,6 +35,17 @@ def add_norm(x: Tensor, added: Tensor | None, weight: Tensor, eps: float) -> Ten
     return out
 
 
+class Product(ctypes.Structure):
+    """`Product` of step.cpp: where a weight in panels and its bias are; null for none."""
+
+    _fields_ = (
+        ("panels", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("steps", ctypes.c_int64),
+        ("count", ctypes.c_int64),
+    )
+
+
 class Panels:
     """x W^T + bias with a weight [out, in] laid out for it.
 
@@ -43,7 +54,16 @@ class Panels:
     weight is looked up once.
     """
 
-    __slots__ = ("_bias", "_count", "_function", "_inputs", "_packed", "_pointers", "_steps")
+    __slots__ = (
+        "_bias",
+        "_count",
+        "_function",
+        "_inputs",
+        "_packed",
+        "_pointers",
+        "_scores",
+        "_steps",
+    )
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """Lay out `weight`, for which `can_lay_out` holds."""
@@ -55,12 +75,34 @@ class Panels:
         self._packed, self._bias = split.transpose(1, 2).contiguous(), bias
         self._pointers = self._packed.data_ptr(), None if bias is None else bias.data_ptr()
         self._function = function("linear", weight.dtype)
+        self._scores = function("scores", weight.dtype)
+
+    @property
+    def product(self) -> Product:
+        """What kernels are told of it; it holds as long as this is alive."""
+        return Product(*self._pointers, self._steps, self._count)
 
     @staticmethod
     def can_lay_out(weight: Tensor) -> bool:
         """Whether there is a layout for a weight [out, in]."""
         together = _TOGETHER.get(weight.dtype)
         return together is not None and weight.shape[1] % together == 0
+
+    def scores(self, x: Tensor) -> Tensor:
+        """As x W^T + bias is in the type of x, in float32: x [..., in] -> [..., out]."""
+        x = x.contiguous()
+        out = torch.empty((*x.shape[:-1], self._count))
+        packed, bias = self._pointers
+        self._scores(
+            x.numel() // self._inputs,
+            self._steps,
+            self._count,
+            x.data_ptr(),
+            packed,
+            bias,
+            out.data_ptr(),
+        )
+        return out
 
     def __call__(self, x: Tensor, *, relu2: bool) -> Tensor:
         """x [..., in] -> [..., out], then the squared ReLU if asked for."""
@@ -78,6 +120,15 @@ class Panels:
             out.data_ptr(),
         )
         return out
+
+
+def highest(scores: Tensor) -> Tensor:
+    """Where the first of the highest float32 scores [..., n] is: int64 [...]."""
+    scores = scores.contiguous()
+    out = torch.empty(scores.shape[:-1], dtype=torch.int64)
+    size = scores.shape[-1]
+    function("highest", scores.dtype)(out.numel(), size, scores.data_ptr(), out.data_ptr())
+    return out
 
 
 def square_relu(x: Tensor) -> Tensor:
@@ -110,24 +161,28 @@ def route(logits: Tensor, weights: MoeWeights, config: ModelConfig) -> tuple[Ten
     return indices, scale
 
 
+def expert_panels(weights: MoeWeights) -> tuple[Product, Product] | None:
+    """All experts' matrices in panels, where each expert has panels of its own; else None."""
+    up, down = weights.all_up.panels, weights.all_down.panels
+    if up is None or down is None or weights.expert_up.shape[1] % _PANEL:
+        return None
+    return up.product, down.product
+
+
 def experts(x: Tensor, indices: Tensor, scale: Tensor, weights: MoeWeights) -> Tensor:
     """The chosen experts of each token of x [t, l], one token and expert at a time: [t, l]."""
     x = x.contiguous()
     tokens, chosen = indices.shape
-    _, size, narrow = weights.expert_up.shape
+    count, size, narrow = weights.expert_up.shape
     out = torch.empty_like(x)
-    parts = torch.empty(tokens, chosen, -(-narrow // _LANES) * _LANES)
-    function("experts", x.dtype)(
-        tokens,
-        chosen,
-        narrow,
-        size,
-        x.data_ptr(),
-        indices.data_ptr(),
-        scale.data_ptr(),
-        weights.expert_up.data_ptr(),
-        weights.expert_down.data_ptr(),
-        parts.data_ptr(),
-        out.data_ptr(),
-    )
+    parts = torch.empty(tokens, chosen, -(-narrow // _PANEL) * _PANEL)
+    given = x.data_ptr(), indices.data_ptr(), scale.data_ptr()
+    made = parts.data_ptr(), out.data_ptr()
+    shape = tokens, chosen, narrow, size
+    if (panels := expert_panels(weights)) is not None:
+        up, down = panels
+        function("experts_in_panels", x.dtype)(*shape, count, *given, up.panels, down.panels, *made)
+    else:
+        matrices = weights.expert_up.data_ptr(), weights.expert_down.data_ptr()
+        function("experts", x.dtype)(*shape, *given, *matrices, *made)
     return out

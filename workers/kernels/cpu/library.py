@@ -17,8 +17,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-_SOURCES = ("attention.cpp", "layers.cpp", "mamba.cpp", "pages.cpp")
-_HEADERS = ("vector.h",)
+_SOURCES = ("attention.cpp", "layers.cpp", "mamba.cpp", "pages.cpp", "step.cpp")
+_HEADERS = ("kernels.h", "vector.h")
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = (
     "-std=c++17",

@@ -1,28 +1,7 @@
 // The Mamba-2 mixer between its two projections, over windows of several requests and over the
 // tokens of one prompt. A task is one group of heads of one request (of one prompt: one head),
 // from convolution to gated norm, so what it computes stays in its caches.
-#include "vector.h"
-
-struct Mamba {
-  const void* taps;       // [kernel, channels]
-  const void* conv_bias;  // [channels] or null
-  const void* norm;       // [inner]
-  const float* rate;      // [heads]: A
-  const float* skip;      // [heads]: D
-  const float* dt_bias;   // [heads]
-  int64_t heads, head_dim, groups, size, kernel;
-  double eps;
-};
-
-// Where the state of the slots is; strides in elements. One layer is `layer` strides in.
-struct Slots {
-  void* conv;  // [slots, layers, channels, kernel - 1]
-  float* ssm;  // [slots, layers, heads, head_dim, size]
-  void* inputs;  // [slots, layers, W, channels]
-  float* steps;  // [slots, layers, W, heads]
-  int64_t conv_slot, conv_layer, ssm_slot, ssm_layer;
-  int64_t inputs_slot, inputs_layer, steps_slot, steps_layer;
-};
+#include "kernels.h"
 
 static inline float softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
 

@@ -31,7 +31,7 @@ class MambaLayer(ctypes.Structure):
     )
 
 
-class _Slots(ctypes.Structure):
+class Slots(ctypes.Structure):
     """`Slots` of mamba.cpp."""
 
     _fields_ = (
@@ -62,6 +62,15 @@ def describe(weights: MambaWeights, config: ModelConfig) -> MambaLayer:
     )
 
 
+def describe_slots(state: StateTensors) -> Slots:
+    """What kernels are told of the state; it holds as long as the tensors are alive."""
+    tensors = (state.conv, state.ssm, state.window_inputs, state.window_steps)
+    return Slots(
+        *(tensor.data_ptr() for tensor in tensors),
+        *(tensor.stride(dimension) for tensor in tensors for dimension in (0, 1)),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class SlotWindows:
     """Windows over state that is read and written where it lies; see `windows.MambaWindows`.
@@ -72,19 +81,14 @@ class SlotWindows:
         pending: int64 [b].
     """
 
-    described: _Slots
+    described: Slots
     slots: Tensor
     pending: Tensor
 
     @classmethod
     def of(cls, state: StateTensors, slots: Tensor, pending: Tensor) -> SlotWindows:
         """Windows of the requests in `slots`, `pending` as in `HybridModel.verify`."""
-        tensors = (state.conv, state.ssm, state.window_inputs, state.window_steps)
-        described = _Slots(
-            *(tensor.data_ptr() for tensor in tensors),
-            *(tensor.stride(dimension) for tensor in tensors for dimension in (0, 1)),
-        )
-        return cls(described, slots.contiguous(), pending.contiguous())
+        return cls(describe_slots(state), slots.contiguous(), pending.contiguous())
 
     def mix(
         self, projected: Tensor, layer: int, weights: MambaWeights, config: ModelConfig

@@ -1,6 +1,5 @@
 // Where the new tokens of windows live in block-paged KV, and storing them there.
-#include <cstdint>
-#include <cstring>
+#include "kernels.h"
 
 extern "C" {
 // For each of rows windows of `width` tokens after `context` stored ones the block and the offset of

@@ -66,6 +66,23 @@ static inline float sum(v16 x) {
   return (four[0] + four[1]) + (four[2] + four[3]);
 }
 
+// Where the first of the highest numbers is.
+template <typename T>
+static inline int64_t highest(int64_t count, const T* numbers) {
+  v16 tops = all(-INFINITY);
+  int64_t i = 0;
+  for (; i + LANES <= count; i += LANES) {
+    const v16 next = load(numbers + i);
+    tops = next > tops ? next : tops;
+  }
+  float top = -INFINITY;
+  for (int lane = 0; lane < LANES; lane++) top = tops[lane] > top ? tops[lane] : top;
+  for (; i < count; i++) top = up(numbers[i]) > top ? up(numbers[i]) : top;
+  for (i = 0; i < count; i++)
+    if (up(numbers[i]) == top) return i;
+  return 0;
+}
+
 // exp by 2^n times a polynomial of degree 6 on [-ln2/2, ln2/2] (Cephes); within 2 ulp, 0 below
 // -87.3, not a number where x is none.
 static inline v16 exp(v16 x) {
