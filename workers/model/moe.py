@@ -11,6 +11,7 @@ t tokens, k experts per token, E experts, l latent, m expert hidden size.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,10 +31,9 @@ from workers.model.weights import MoeWeights
 _OVERHEAD_FLOPS = 4_000_000
 # Gathering reads and writes the chosen experts once more: up to so many elements it stays in cache.
 _GATHER_LIMIT = 500_000
-# Up to so many pairs of token and expert our own kernel reads an expert for each of them.
+# Up to so many pairs of token and expert our own kernel reads an expert for each of them, where
+# there are no panels.
 _KERNEL_TASKS = 64
-# And this many where each reads panels that stay in cache.
-_PANEL_TASKS = 512
 # Below this many rows a product is bound by reading its matrix, and costs as much as with them.
 _MEMORY_BOUND_ROWS = 8
 
@@ -113,8 +113,7 @@ def experts_dense(x: Tensor, routing: Routing, weights: MoeWeights) -> Tensor:
 
 def most_tasks(weights: MoeWeights) -> int:
     """Up to so many pairs of token and expert our own kernel is the quickest way."""
-    cached = weights.expert_up.numel() <= _GATHER_LIMIT
-    return _PANEL_TASKS if cached and layers.expert_panels(weights) else _KERNEL_TASKS
+    return _KERNEL_TASKS if layers.expert_panels(weights) is None else sys.maxsize
 
 
 def experts(x: Tensor, routing: Routing, weights: MoeWeights) -> Tensor:

@@ -96,11 +96,13 @@ def test_the_first_of_the_highest_scores(count: int) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("panels", [False, True])
 @pytest.mark.parametrize(("narrow", "size"), [(64, 128), (10, 19), (80, 24), (70, 64)])
-def test_experts(dtype: torch.dtype, narrow: int, size: int, panels: bool) -> None:
-    x = noise(6, narrow, dtype=dtype)
+@pytest.mark.parametrize("tokens", [1, 6, 211])
+def test_experts(dtype: torch.dtype, tokens: int, narrow: int, size: int, panels: bool) -> None:
+    x = noise(tokens, narrow, dtype=dtype)
     up, down = (noise(5, size, narrow, dtype=dtype, seed=s) / narrow**0.5 for s in (1, 2))
-    indices = torch.stack([torch.randperm(5)[:3] for _ in x])
-    scale = noise(6, 3).abs()
+    # The last expert is nobody's.
+    indices = torch.stack([torch.randperm(4)[:3] for _ in x])
+    scale = noise(tokens, 3).abs()
     hidden = torch.einsum("tl,tkml->tkm", x.double(), up[indices].double()).relu().square()
     every = torch.einsum("tkm,tkml->tkl", hidden, down[indices].double())
     found = layers.experts(x, indices, scale, _experts(up, down, panels))
@@ -238,12 +240,13 @@ def test_attention_over_pages(dtype: torch.dtype, head_dim: int, queries: int) -
         assert_close(found[row], expected.flatten(1))
 
 
-def test_what_no_query_sees_may_be_anything() -> None:
-    planes = noise(2, 2, 1, 16, 16)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_no_query_sees_may_be_anything(dtype: torch.dtype) -> None:
+    planes = noise(2, 2, 1, 16, 16, dtype=dtype)
     planes[1] = torch.nan
     planes[0, :, :, 5:] = torch.nan
     tables, visible = torch.tensor([[0, 1]]), torch.tensor([[5]])
-    assert attention.attend(noise(1, 1, 16), planes, tables, visible, 1).isfinite().all()
+    assert attention.attend(noise(1, 1, 16, dtype=dtype), planes, tables, visible, 1).isfinite().all()
 
 
 @pytest.mark.parametrize("counts", [None, torch.tensor([3, 1, 2])])

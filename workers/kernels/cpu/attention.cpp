@@ -4,7 +4,7 @@
 #include "kernels.h"
 
 constexpr int CHUNK = 64;  // keys at once
-constexpr int TILE = 8;    // tokens of queries at once
+constexpr int TILE = 16;    // tokens of queries at once
 
 #define LANE_A(S, l) ((l & S) ? 16 + l - S : l)
 #define LANE_B(S, l) ((l & S) ? 16 + l : l + S)
@@ -38,60 +38,92 @@ static inline float largest(v16 x) {
   return most;
 }
 
+// A word of values for each lane: those of one key, or of two.
+static inline v16 interleaved(const float* const* v) { return load(v[0]); }
+static inline u16 interleaved(const bf16* const* v) {
+  h16 first, second;
+  memcpy(&first, v[0], sizeof first);
+  memcpy(&second, v[1], sizeof second);
+  return __builtin_convertvector(first, u16) | __builtin_convertvector(second, u16) << 16;
+}
+
+// Keys [wide / TOGETHER, CHUNK] and values [CHUNK / TOGETHER, wide] of `length` tokens from `start`
+// on, in words; 0 for what is not there.
+template <typename T, typename W>
+static void lay_out(const Pages& p, const int64_t* table, int head, int64_t start, int length,
+                    int wide, W* keys, W* values) {
+  constexpr int TOGETHER = sizeof(W) / sizeof(T), BREADTH = LANES * TOGETHER;
+  const T nothing[LANES] = {};
+  const int dim = p.head_dim, steps = wide / TOGETHER;
+  for (int at = 0; at < CHUNK; at += LANES) {
+    const T* k[LANES];
+    for (int i = 0; i < LANES; i++) {
+      const int64_t key = start + at + i;
+      k[i] = at + i < length ? static_cast<const T*>(p.planes) +
+                                   table[key / p.block_tokens] * p.block + head * p.head +
+                                   key % p.block_tokens * dim
+                             : nullptr;
+    }
+    for (int d = 0; d < steps; d += LANES) {
+      const int from = d * TOGETHER, there = dim - from < BREADTH ? dim - from : BREADTH;
+      v16 rows[LANES] = {};
+      for (int i = 0; i < LANES; i++)
+        if (k[i]) memcpy(rows + i, k[i] + from, there * sizeof(T));
+      transpose(rows);
+      for (int i = 0; i < LANES && d + i < steps; i++)
+        memcpy(keys + (d + i) * CHUNK + at, rows + i, sizeof(v16));
+    }
+    for (int i = 0; i < LANES; i += TOGETHER)
+      for (int d = 0; d < wide; d += LANES) {
+        const T* v[TOGETHER];
+        T edge[TOGETHER][LANES] = {};
+        for (int u = 0; u < TOGETHER; u++) {
+          v[u] = k[i + u] ? k[i + u] + p.plane + d : nothing;
+          if (k[i + u] && d + LANES > dim) {
+            memcpy(edge[u], v[u], (dim - d) * sizeof(T));
+            v[u] = edge[u];
+          }
+        }
+        const auto made = interleaved(v);
+        memcpy(values + (at + i) / TOGETHER * wide + d, &made, sizeof made);
+      }
+  }
+}
+
 template <typename T>
 static void attend_tile(const Pages& p, int64_t row, int head, int first, int count, int share,
                         int queries, const T* q, int64_t q_token, T* out, int64_t out_token) {
-  const int dim = p.head_dim, wide = padded(dim), lines = count * share;
-  float* query = scratch(0, size_t(lines) * (2 * wide + CHUNK + 2));
-  float* sums = query + lines * wide;
+  typedef typename words<T>::word W;
+  constexpr int TOGETHER = sizeof(W) / sizeof(T), PAIRS = CHUNK / TOGETHER;
+  const int dim = p.head_dim, wide = padded(dim), lines = count * share, steps = wide / TOGETHER;
+  float* sums = scratch(0, size_t(lines) * (2 * wide + 2 * CHUNK + 2));
   float* scores = sums + lines * wide;
   float* most = scores + lines * CHUNK;
   float* total = most + lines;
-  float* keys = scratch(1, size_t(2 * CHUNK) * wide);
-  float* values = keys + wide * CHUNK;
+  T* query = reinterpret_cast<T*>(total + lines);                        // [lines, wide]
+  T* weights = reinterpret_cast<T*>(total + lines + lines * wide);       // [lines, CHUNK]
+  W* keys = reinterpret_cast<W*>(scratch(1, size_t(2 * CHUNK) * wide));  // [steps, CHUNK]
+  W* values = keys + steps * CHUNK;                                      // [PAIRS, wide]
   const int64_t* visible = p.visible + row * queries + first;
   const int64_t* table = p.tables + row * p.columns;
-  const int64_t plane = p.plane;
   const float scale = 1.0f / sqrtf(float(dim));
 
   int64_t limit = 0;
   for (int t = 0; t < count; t++) limit = visible[t] > limit ? visible[t] : limit;
   if (limit > p.columns * p.block_tokens) limit = p.columns * p.block_tokens;
-  memset(query, 0, sizeof(float) * lines * 2 * wide);
+  memset(sums, 0, sizeof(float) * lines * wide);
+  memset(query, 0, sizeof(T) * lines * wide);
   for (int line = 0; line < lines; line++) {
     const T* from = q + (first + line / share) * q_token + (head * share + line % share) * dim;
-    for (int i = 0; i < dim; i++) query[line * wide + i] = up(from[i]) * scale;
+    memcpy(query + line * wide, from, dim * sizeof(T));
     most[line] = -INFINITY;
     total[line] = 0;
   }
   for (int64_t start = 0; start < limit; start += CHUNK) {
     const int length = limit - start < CHUNK ? limit - start : CHUNK;
-    for (int at = 0; at < CHUNK; at += LANES) {
-      const T* k[LANES];
-      for (int i = 0; i < LANES; i++) {
-        const int64_t key = start + at + i;
-        k[i] = at + i < length ? static_cast<const T*>(p.planes) +
-                                     table[key / p.block_tokens] * p.block + head * p.head +
-                                     key % p.block_tokens * dim
-                               : nullptr;
-      }
-      int d = 0;
-      for (; d + LANES <= dim; d += LANES) {
-        v16 rows[LANES];
-        for (int i = 0; i < LANES; i++) {
-          rows[i] = k[i] ? load(k[i] + d) : v16{};
-          store(values + (at + i) * wide + d, k[i] ? load(k[i] + plane + d) : v16{});
-        }
-        transpose(rows);
-        for (int i = 0; i < LANES; i++) store(keys + (d + i) * CHUNK + at, rows[i]);
-      }
-      for (; d < wide; d++)
-        for (int i = 0; i < LANES; i++) {
-          keys[d * CHUNK + at + i] = k[i] && d < dim ? up(k[i][d]) : 0.0f;
-          values[(at + i) * wide + d] = k[i] && d < dim ? up(k[i][plane + d]) : 0.0f;
-        }
-    }
-    multiply(lines, dim, CHUNK, query, wide, 1, keys, CHUNK, scores, CHUNK, false);
+    lay_out<T>(p, table, head, start, length, wide, keys, values);
+    multiply(lines, steps, CHUNK, reinterpret_cast<const W*>(query), steps, 1, keys, CHUNK, scores,
+             CHUNK, false);
     for (int line = 0; line < lines; line++) {
       float* row_scores = scores + line * CHUNK;
       const int64_t seen = visible[line / share] - start;
@@ -101,20 +133,22 @@ static void attend_tile(const Pages& p, int64_t row, int head, int first, int co
         v16 next = load(row_scores + i);
         top = next > top ? next : top;
       }
-      const float before = most[line], now = largest(top) > before ? largest(top) : before;
-      v16 weights = {};
+      const float here = largest(top) * scale;
+      const float before = most[line], now = here > before ? here : before;
+      v16 sum_of = {};
       for (int i = 0; i < CHUNK; i += LANES) {
-        v16 weight = exp(load(row_scores + i) - now);
-        store(row_scores + i, weight);
-        weights += weight;
+        v16 weight = exp(load(row_scores + i) * scale - now);
+        store(weights + line * CHUNK + i, weight);
+        sum_of += weight;
       }
       const float fade = before == now ? 1.0f : expf(before - now);
-      total[line] = total[line] * fade + sum(weights);
+      total[line] = total[line] * fade + sum(sum_of);
       most[line] = now;
       if (fade != 1.0f)
         for (int i = 0; i < wide; i++) sums[line * wide + i] *= fade;
     }
-    multiply(lines, length, wide, scores, CHUNK, 1, values, wide, sums, wide, true);
+    multiply(lines, (length + TOGETHER - 1) / TOGETHER, wide, reinterpret_cast<const W*>(weights),
+             PAIRS, 1, values, wide, sums, wide, true);
   }
   for (int line = 0; line < lines; line++) {
     T* to = out + (first + line / share) * out_token + (head * share + line % share) * dim;

@@ -2,10 +2,6 @@
 // ReLU, x W^T for small matrices, and routed experts.
 #include "kernels.h"
 
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
-
 // x += added (unless null); out = x / rms(x) * weight.
 template <typename T>
 static void add_norm(int64_t rows, int64_t size, T* x, const T* added, const T* weight, double eps,
@@ -37,26 +33,8 @@ static void add_norm(int64_t rows, int64_t size, T* x, const T* added, const T* 
   }
 }
 
-constexpr int PANEL = 64;  // outputs whose weights lie side by side
+constexpr int PANEL = 64;  // outputs whose weights lie side by side, a word of each in a step
 constexpr int COLUMNS = PANEL / LANES;
-
-// What a panel holds for one step of its product: one input in float32, two in bfloat16, whose
-// weights for an output are the halves of a word.
-static inline v16 step(v16 total, float left, v16 right) { return total + left * right; }
-static inline v16 step(v16 total, uint32_t left, u16 right) {
-#ifdef __AVX512BF16__
-  return (v16)_mm512_dpbf16_ps((__m512)total, (__m512bh)(__m512i)(u16{} + left),
-                               (__m512bh)(__m512i)right);
-#else
-  total += up(bf16{uint16_t(left)}) * (v16)(right << 16);
-  return total + up(bf16{uint16_t(left >> 16)}) * (v16)(right & 0xffff0000u);
-#endif
-}
-static inline u16 load(const uint32_t* from) {
-  u16 x;
-  memcpy(&x, from, sizeof x);
-  return x;
-}
 
 // A panel times ROWS rows of x: out[r][0..64).
 template <int ROWS, typename W>
@@ -89,6 +67,15 @@ static inline void panel_rows(int64_t steps, const W* x, const W* w, float* out)
     }
 }
 
+// A panel times the first rows of x, of which `left` are left: as many as suit; returns how many.
+template <typename W>
+static inline int panel(int64_t left, int64_t steps, const W* x, const W* w, float* out) {
+  if (left >= 6 && left != 8) return panel_rows<6>(steps, x, w, out), 6;
+  if (left >= 4) return panel_rows<4>(steps, x, w, out), 4;
+  if (left >= 2) return panel_rows<2>(steps, x, w, out), 2;
+  return panel_rows<1>(steps, x, w, out), 1;
+}
+
 static inline v16 square_relu(v16 x) {
   v16 positive = x > 0.0f ? x : x * 0.0f;  // what is not a number stays so
   return positive * positive;
@@ -117,15 +104,7 @@ static void linear(int64_t rows, int64_t steps, int64_t count, const W* x, const
       const W* w = panels + block * steps * PANEL;
       float part[6 * PANEL];
       for (int64_t row = piece * ROWS_AT_ONCE; row < last;) {
-        const W* given = x + row * steps;
-        const int64_t left = last - row;
-        const int made = left >= 6 && left != 8 ? 6 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-        switch (made) {
-          case 6: panel_rows<6>(steps, given, w, part); break;
-          case 4: panel_rows<4>(steps, given, w, part); break;
-          case 2: panel_rows<2>(steps, given, w, part); break;
-          default: panel_rows<1>(steps, given, w, part);
-        }
+        const int made = panel(last - row, steps, x + row * steps, w, part);
         for (int r = 0; r < made; r++, row++) {
           O* to = out + row * count + from;
           int64_t i = 0;
@@ -179,16 +158,53 @@ static void square_relu(int64_t count, T* x) {
 template <typename T>
 static void join(int64_t tokens, int64_t chosen, int64_t narrow, int64_t wide, const float* parts,
                  T* out) {
-  for (int64_t token = 0; token < tokens; token++)
-    for (int64_t i = 0; i < narrow; i++) {
-      float total = 0;
-      for (int64_t k = 0; k < chosen; k++) total += parts[(token * chosen + k) * wide + i];
-      put(out + token * narrow + i, total);
+#pragma omp parallel for schedule(static) if (tokens * chosen * narrow > 65536)
+  for (int64_t token = 0; token < tokens; token++) {
+    const float* own = parts + token * chosen * wide;
+    T* to = out + token * narrow;
+    int64_t i = 0;
+    for (; i + LANES <= narrow; i += LANES) {
+      v16 total = load(own + i);
+      for (int64_t k = 1; k < chosen; k++) total += load(own + k * wide + i);
+      store(to + i, total);
     }
+    for (; i < narrow; i++) {
+      float total = 0;
+      for (int64_t k = 0; k < chosen; k++) total += own[k * wide + i];
+      put(to + i, total);
+    }
+  }
 }
+
+constexpr int64_t TASKS_AT_ONCE = 48;  // of one expert, so that its rows stay in the cache
+
+// Tasks (pairs of token and expert, by number) in the order of their experts, cut into groups.
+struct Groups {
+  int32_t* tasks;   // [count]
+  int32_t* begins;  // [number + 1], into tasks
+  int64_t number = 0;
+
+  Groups(int64_t count, int64_t experts, const int64_t* indices) {
+    tasks = reinterpret_cast<int32_t*>(scratch(3, 2 * count + experts + 2));
+    begins = tasks + count;
+    int32_t* next = begins + count + 1;
+    memset(next, 0, experts * sizeof(int32_t));
+    for (int64_t task = 0; task < count; task++) next[indices[task]]++;
+    int32_t before = 0;
+    for (int64_t expert = 0; expert < experts; expert++) {
+      const int32_t own = next[expert];
+      for (int32_t at = 0; at < own; at += TASKS_AT_ONCE) begins[number++] = before + at;
+      next[expert] = before;
+      before += own;
+    }
+    begins[number] = before;
+    for (int64_t task = 0; task < count; task++) tasks[next[indices[task]]++] = task;
+  }
+};
 
 // As `experts`, with the matrices of all `count` experts in panels, as one [count hidden, narrow] and
 // one [narrow, count hidden]; hidden is a multiple of PANEL. What is between them is rounded to T.
+// Tokens that chose the same expert read it together.
 template <typename T, typename W>
 static void experts_in_panels(int64_t tokens, int64_t chosen, int64_t narrow, int64_t hidden,
                               int64_t count, const T* x, const int64_t* indices,
@@ -197,20 +213,35 @@ static void experts_in_panels(int64_t tokens, int64_t chosen, int64_t narrow, in
   constexpr int64_t TOGETHER = sizeof(W) / sizeof(T);
   const int64_t wide = (narrow + PANEL - 1) / PANEL * PANEL;
   const int64_t in = narrow / TOGETHER, steps = hidden / TOGETHER;
-#pragma omp parallel for schedule(static) if (tokens * chosen * narrow * steps > 131072)
-  for (int64_t task = 0; task < tokens * chosen; task++) {
-    const W* own = reinterpret_cast<const W*>(x + task / chosen * narrow);
-    T* inner = reinterpret_cast<T*>(scratch(2, hidden));
-    const W* w = up + indices[task] * hidden * in;
-    float part[PANEL];
-    for (int64_t at = 0; at < hidden; at += PANEL, w += in * PANEL) {
-      panel_rows<1>(in, own, w, part);
-      for (int i = 0; i < PANEL; i += LANES)
-        store(inner + at + i, square_relu(load(part + i)) * weights[task]);
-    }
-    w = down + indices[task] * steps * PANEL;
+  const Groups groups(tokens * chosen, count, indices);
+#pragma omp parallel for schedule(dynamic) if (tokens * chosen * narrow * steps > 131072)
+  for (int64_t group = 0; group < groups.number; group++) {
+    const int32_t* tasks = groups.tasks + groups.begins[group];
+    const int64_t rows = groups.begins[group + 1] - groups.begins[group];
+    const int64_t expert = indices[tasks[0]];
+    T* own = reinterpret_cast<T*>(scratch(2, rows * (narrow + hidden)));
+    T* inner = own + rows * narrow;
+    for (int64_t row = 0; row < rows; row++)
+      memcpy(own + row * narrow, x + tasks[row] / chosen * narrow, narrow * sizeof(T));
+    float part[6 * PANEL];
+    const W* w = up + expert * hidden * in;
+    for (int64_t at = 0; at < hidden; at += PANEL, w += in * PANEL)
+      for (int64_t row = 0; row < rows;) {
+        const W* given = reinterpret_cast<const W*>(own) + row * in;
+        const int made = panel(rows - row, in, given, w, part);
+        for (int r = 0; r < made; r++, row++)
+          for (int i = 0; i < PANEL; i += LANES)
+            store(inner + row * hidden + at + i,
+                  square_relu(load(part + r * PANEL + i)) * weights[tasks[row]]);
+      }
+    w = down + expert * steps * PANEL;
     for (int64_t at = 0; at < narrow; at += PANEL, w += count * steps * PANEL)
-      panel_rows<1>(steps, reinterpret_cast<const W*>(inner), w, parts + task * wide + at);
+      for (int64_t row = 0; row < rows;) {
+        const W* given = reinterpret_cast<const W*>(inner) + row * steps;
+        const int made = panel(rows - row, steps, given, w, part);
+        for (int r = 0; r < made; r++, row++)
+          memcpy(parts + tasks[row] * wide + at, part + r * PANEL, PANEL * sizeof(float));
+      }
   }
   join(tokens, chosen, narrow, wide, parts, out);
 }

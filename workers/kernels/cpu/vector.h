@@ -1,13 +1,17 @@
 // What the kernels share: element types, vectors of sixteen floats, exp, and one small product.
 //
-// Everything is computed in float32; bfloat16 is converted when it is read and rounded to nearest
-// even when it is written. Vectors are those of GCC and Clang, which lower them to whatever the
+// Everything is computed in float32; bfloat16 is converted when it is read, or multiplied in pairs,
+// and rounded to nearest even when it is written. Vectors are those of GCC and Clang, which lower them to whatever the
 // machine has.
 #pragma once
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 typedef float v16 __attribute__((vector_size(64)));
 typedef float v8 __attribute__((vector_size(32)));
@@ -119,9 +123,37 @@ static inline float* scratch(int which, size_t floats) {
   return reinterpret_cast<float*>(at);
 }
 
+// Products take their operands in words: one number in float32, two in bfloat16 that are multiplied
+// with two and summed.
+template <typename T>
+struct words;
+template <>
+struct words<float> {
+  typedef float word;
+};
+template <>
+struct words<bf16> {
+  typedef uint32_t word;
+};
+static inline u16 load(const uint32_t* from) {
+  u16 x;
+  memcpy(&x, from, sizeof x);
+  return x;
+}
+static inline v16 step(v16 total, float left, v16 right) { return total + left * right; }
+static inline v16 step(v16 total, uint32_t left, u16 right) {
+#ifdef __AVX512BF16__
+  return (v16)_mm512_dpbf16_ps((__m512)total, (__m512bh)(__m512i)(u16{} + left),
+                               (__m512bh)(__m512i)right);
+#else
+  total += up(bf16{uint16_t(left)}) * (v16)(right << 16);
+  return total + up(bf16{uint16_t(left >> 16)}) * (v16)(right & 0xffff0000u);
+#endif
+}
+
 // A tile of ROWS x (16 COLUMNS) of c (+)= a b, with a[i][k] at a + i a_row + k a_step.
-template <int ROWS, int COLUMNS>
-static inline void tile(int depth, const float* a, int a_row, int a_step, const float* b, int b_row,
+template <int ROWS, int COLUMNS, typename W>
+static inline void tile(int depth, const W* a, int a_row, int a_step, const W* b, int b_row,
                         float* c, int c_row, bool add) {
   v16 sums[ROWS][COLUMNS];
 #pragma GCC unroll 8
@@ -129,14 +161,14 @@ static inline void tile(int depth, const float* a, int a_row, int a_step, const 
 #pragma GCC unroll 8
     for (int j = 0; j < COLUMNS; j++) sums[i][j] = add ? load(c + i * c_row + j * LANES) : v16{};
   for (int k = 0; k < depth; k++) {
-    v16 right[COLUMNS];
+    decltype(load(b)) right[COLUMNS];
 #pragma GCC unroll 8
     for (int j = 0; j < COLUMNS; j++) right[j] = load(b + k * b_row + j * LANES);
 #pragma GCC unroll 8
     for (int i = 0; i < ROWS; i++) {
-      v16 left = all(a[i * a_row + k * a_step]);
+      const W left = a[i * a_row + k * a_step];
 #pragma GCC unroll 8
-      for (int j = 0; j < COLUMNS; j++) sums[i][j] += left * right[j];
+      for (int j = 0; j < COLUMNS; j++) sums[i][j] = step(sums[i][j], left, right[j]);
     }
   }
 #pragma GCC unroll 8
@@ -145,8 +177,8 @@ static inline void tile(int depth, const float* a, int a_row, int a_step, const 
     for (int j = 0; j < COLUMNS; j++) store(c + i * c_row + j * LANES, sums[i][j]);
 }
 
-template <int COLUMNS>
-static inline void strip(int rows, int depth, const float* a, int a_row, int a_step, const float* b,
+template <int COLUMNS, typename W>
+static inline void strip(int rows, int depth, const W* a, int a_row, int a_step, const W* b,
                          int b_row, float* c, int c_row, bool add) {
   int i = 0;
   for (; i + 4 <= rows; i += 4)
@@ -156,8 +188,9 @@ static inline void strip(int rows, int depth, const float* a, int a_row, int a_s
 }
 
 // c [rows, columns] (+)= a [rows, depth] b [depth, columns]; columns a multiple of 16.
-static inline void multiply(int rows, int depth, int columns, const float* a, int a_row, int a_step,
-                            const float* b, int b_row, float* c, int c_row, bool add) {
+template <typename W>
+static inline void multiply(int rows, int depth, int columns, const W* a, int a_row, int a_step,
+                            const W* b, int b_row, float* c, int c_row, bool add) {
   int j = 0;
   for (; j + 64 <= columns; j += 64)
     strip<4>(rows, depth, a, a_row, a_step, b + j, b_row, c + j, c_row, add);
