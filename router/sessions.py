@@ -31,7 +31,7 @@ _QUEUED_COMMANDS = 1024
 _READING_PATIENCE_S = 5.0
 # What is done with events in one turn of the loop: a step that ends many requests would hold up the
 # tokens of all others, and new requests.
-_TURN_S = 0.002
+_TURN_S = 0.0005
 _METHOD = f"/{worker_pb2.DESCRIPTOR.services_by_name['Worker'].full_name}/Session"
 
 

@@ -15,8 +15,8 @@ from typing import Final
 from router.core.events import TokensArrived
 from router.core.tokens import TokenLogprob
 
-SLOTS: Final = 10
-TICK_S: Final = 0.002
+SLOTS: Final = 16
+TICK_S: Final = 0.001
 
 
 def slots_due(elapsed_s: float, hold_s: float) -> int:

@@ -35,6 +35,7 @@ class Http2Server:
         self._looking: asyncio.TimerHandle | None = None
         self._to_start: deque[Call] = deque()
         self._starting: asyncio.Handle | None = None
+        self._begun = 0  # in this turn of the loop, before `_start_some` has its own
         self._started_s = 0.0  # when some began last
 
     def add_generic_rpc_handlers(self, handlers: Sequence[object]) -> None:
@@ -50,20 +51,26 @@ class Http2Server:
         return self._methods.get(path)
 
     def start_soon(self, call: Call) -> None:
-        """Have a call begin in its turn."""
-        self._to_start.append(call)
+        """Have a call begin in its turn, at once if few others have in this turn of the loop."""
         if self._starting is None:
             self._started_s = time.monotonic()
             self._starting = asyncio.get_running_loop().call_soon(self._start_some)
+        if self._begun < _STARTS_AT_ONCE and not self._to_start:
+            self._begun += 1
+            call.run()
+        else:
+            self._to_start.append(call)
 
     def _start_some(self) -> None:
         self._starting = None
+        self._begun = 0
         now_s = time.monotonic()
         most = max(_STARTS_AT_ONCE, int((now_s - self._started_s) / _START_EVERY_S))
         self._started_s = now_s
         for _ in range(min(most, len(self._to_start))):
+            self._begun += 1
             self._to_start.popleft().run()
-        if self._to_start:
+        if self._begun:
             self._starting = asyncio.get_running_loop().call_soon(self._start_some)
 
     async def listen(
