@@ -24,7 +24,7 @@ test: $(READY)
 	$(BIN)/pytest -m "not gpu and not full and not vllm" tests/e2e tests/chaos
 
 test-full: $(READY)
-	$(BIN)/pytest -m "not gpu"
+	$(BIN)/pytest -m "not gpu" --hypothesis-profile=new
 
 test-gpu: $(READY)
 	$(BIN)/pytest -m gpu

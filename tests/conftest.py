@@ -14,9 +14,11 @@ _SHARED_MEMORY = Path("/dev/shm")
 # Processes end a moment after they are told to; more than this is a leak.
 _GRACE_S = 5.0
 
-# How long an example takes depends on what else the machine does.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
+# How long an example takes depends on what else the machine does. Every run has the same examples;
+# the full suite draws new ones (--hypothesis-profile=new).
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.register_profile("new", deadline=None)
+settings.load_profile("same")
 
 
 def pytest_configure() -> None:

@@ -246,7 +246,8 @@ def test_what_no_query_sees_may_be_anything(dtype: torch.dtype) -> None:
     planes[1] = torch.nan
     planes[0, :, :, 5:] = torch.nan
     tables, visible = torch.tensor([[0, 1]]), torch.tensor([[5]])
-    assert attention.attend(noise(1, 1, 16, dtype=dtype), planes, tables, visible, 1).isfinite().all()
+    found = attention.attend(noise(1, 1, 16, dtype=dtype), planes, tables, visible, 1)
+    assert found.isfinite().all()
 
 
 @pytest.mark.parametrize("counts", [None, torch.tensor([3, 1, 2])])
