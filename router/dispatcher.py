@@ -56,6 +56,7 @@ from router.core.prefixes import PrefixKeys
 from router.core.reasons import WELL, reason_name
 from router.core.worker_view import WorkerView
 from router.errors import RequestError
+from router.items import items_of
 from router.matching_window import MatchingWindow
 from router.membership import Membership
 from router.outbox import Outbox
@@ -211,18 +212,9 @@ class Dispatcher:
         """Check and complete what a client asked for; raises RequestError."""
         return await validate(client, self.model, self._config.classes)
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Finished, None]:
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Finished, None]:
         """Run a request; begins with the first iteration, ends with Finished."""
-        answer = self.begin(request)
-        try:
-            while True:
-                item = await answer.next()
-                yield item
-                answer.sent()
-                if isinstance(item, Finished):
-                    return
-        finally:
-            answer.leave()
+        return items_of(lambda: self.begin(request))
 
     def begin(self, request: GenerationRequest) -> Answer:
         """Run a request, or join one that was sent before under the same id of the client's.

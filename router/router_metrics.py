@@ -47,6 +47,20 @@ class RouterMetrics:
         self.loop_delay = Histogram(
             "tandem_loop_delay_seconds", "How long what was ready waited for the event loop."
         )
+        self._metrics: tuple[Counter | Histogram, ...] = (
+            self.requests,
+            self.replays,
+            self.prompt_tokens,
+            self.cached_tokens,
+            self.tokens,
+            self.ttft,
+            self.itl,
+            self.queued,
+            self.taking,
+            self.sending,
+            self.hold,
+            self.loop_delay,
+        )
 
     def took(self, received_s: float | None, now_s: float) -> None:
         """A request's first commands have gone out."""
@@ -75,7 +89,7 @@ class RouterMetrics:
     def text(self, status: RouterStatus, match: MatchReport, load: float, hold_s: float) -> str:
         """All of it in Prometheus' format; `match` is of the router's whole life."""
         lines: list[str] = []
-        for metric in vars(self).values():
+        for metric in self._metrics:
             lines.extend(metric.lines())
         lines.extend(_state_lines(status, load, hold_s))
         lines.extend(_match_lines(status.matching, match))

@@ -1,13 +1,12 @@
 """Has Python load some modules as machine code where that was made of these very sources.
 
 What is compiled is what takes the processor's time of a router and of a simulation, and little
-else: the policy, the way of tokens from sessions to clients, simulated workers, and the times that
-they ask for. Its sources are
-typed strictly, so mypyc can do without most of what an interpreter looks up. They stay the only
-ones: what `python -m workers.compile` makes is kept in the user's cache under a name made from
-their contents, so after any change, or where nothing was compiled, all of it is interpreted and
-decides the same. It is one library, so that modules call each other without Python in between;
-here, because everything that is compiled may import this.
+else: the policy, the way of requests and tokens through the router, simulated workers, and the
+times that they ask for. Its sources are typed strictly, so mypyc can do without most of what an
+interpreter looks up. They stay the only ones: what `python -m workers.compile` makes is kept in the
+user's cache under a name made from their contents, so after any change, or where nothing was
+compiled, all of it is interpreted and decides the same. It is one library, so that modules call
+each other without Python in between; here, because everything that is compiled may import this.
 """
 
 from __future__ import annotations
@@ -49,7 +48,28 @@ PARTS = (
     Part("router.relay", only=frozenset({"intake", "pacing", "wheel"})),
     Part("workers.http2", but=frozenset({"server"})),
     Part("router.text", only=frozenset({"byte_level", "stop_strings", "stream"})),
-    Part("router", only=frozenset({"answer", "outbox", "requests", "sessions", "wire"})),
+    Part(
+        "router",
+        only=frozenset(
+            {
+                "answer",
+                "dispatcher",
+                "grpc_messages",
+                "membership",
+                "metrics",
+                "outbox",
+                "replays",
+                "report",
+                "requests",
+                "router_metrics",
+                "sampling",
+                "sessions",
+                "traffic",
+                "validation",
+                "wire",
+            }
+        ),
+    ),
     Part("orchestrator.bench.router", only=frozenset({"connection"})),
     Part("workers.perf", only=frozenset({"step_times"})),
     Part("workers", only=frozenset({"session", "token_columns"})),

@@ -309,10 +309,10 @@ async def test_an_internal_error_shows_a_reference_and_no_trace(
 ) -> None:
     router = await start_router()
 
-    async def broken(client: object) -> None:
+    def broken(name: str) -> None:
         raise KeyError("a secret of the code")
 
-    monkeypatch.setattr(router.server.models.first, "prepare", broken)
+    monkeypatch.setattr(router.server.models, "of", broken)
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await collect(router, text_request())
     assert error.value.code() is grpc.StatusCode.INTERNAL

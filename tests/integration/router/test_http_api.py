@@ -411,10 +411,10 @@ async def test_an_internal_error_shows_a_reference_and_no_trace(
 ) -> None:
     router = await start_router()
 
-    async def broken(request: object) -> None:
+    def broken(name: str) -> None:
         raise KeyError("a secret of the code")
 
-    monkeypatch.setattr(router.server.models.first, "prepare", broken)
+    monkeypatch.setattr(router.server.models, "of", broken)
     async with client.post(f"{router.http}/v1/completions", json={"prompt": "x"}) as response:
         assert response.status == 500
         text = await response.text()
