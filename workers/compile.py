@@ -1,6 +1,6 @@
 """`python -m workers.compile`: makes machine code of some modules with mypyc, once for all.
 
-A step of setting up, because it takes two minutes. Without mypy or a C compiler it says so and they
+A step of setting up, because it takes three minutes. Without mypy or a C compiler it says so and they
 stay interpreted, at about a third of the speed; `compiled.py` says which and how they load.
 """
 

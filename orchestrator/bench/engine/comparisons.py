@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from orchestrator.bench.process import Contender
 from orchestrator.bench.rounds import Outcome, Turn, compete, ratio
 
 LONG_PROMPT_TOKENS = 512
+LONG_PROMPTS = 5
 MIXED_REQUESTS = 64
 SHORTEST_ANSWER, LONGEST_ANSWER = 16, 256
 STATIC_BATCHES = (8, 16, 32)
@@ -33,11 +35,16 @@ class Comparison:
 def compare_prefill(
     here: Lineup, native: str, peers: Sequence[str], tokens: int, rounds: int
 ) -> Comparison:
-    """Read one prompt of `tokens` tokens."""
+    """Read prompts of `tokens` tokens, one after the other: of a turn the median counts, since the
+    first one after a pause meets a processor that has slowed down."""
+
+    def read(contender: Contender, prompt: list[int]) -> float:
+        run = Run(prompts=[prompt], output_tokens=[1])
+        return prefill_tokens_per_s(contender.run(run), tokens)
 
     def turn(contender: Contender, index: int) -> float:
-        prompts = here.prompts.deal(f"long {index}", 1, tokens)
-        return prefill_tokens_per_s(contender.run(Run(prompts=prompts, output_tokens=[1])), tokens)
+        prompts = here.prompts.deal(f"long {index}", LONG_PROMPTS, tokens)
+        return statistics.median(read(contender, prompt) for prompt in prompts)
 
     outcomes = here.compete([native, *peers], turn, float, rounds)
     return _comparison(here.title, native, peers, outcomes)
