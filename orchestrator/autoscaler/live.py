@@ -102,7 +102,7 @@ class LiveObserver:
             if not worker.connected or worker.duty in ("draining", "safe_to_delete"):
                 continue
             role = _role(worker.role)
-            began[_role(worker.worker_id.partition("-")[0])] += 1
+            began[_home(worker)] += 1
             if worker.duty == "flipping":
                 flipping["decode" if role == "prefill" else "prefill"] += 1
             else:
@@ -174,6 +174,7 @@ def _seen(worker: admin_pb2.WorkerStatus) -> WorkerSeen:
         worker.worker_id,
         _role(worker.role),
         worker.uptime_s,
+        _home(worker),
         leaving=worker.duty != "serving",
         running=worker.running_requests,
         held_tokens=max(worker.total_tokens - worker.free_tokens, 0),
@@ -182,6 +183,10 @@ def _seen(worker: admin_pb2.WorkerStatus) -> WorkerSeen:
         step_ms=worker.step_ms,
         step_requests=worker.step_requests,
     )
+
+
+def _home(worker: admin_pb2.WorkerStatus) -> Role:
+    return _role(worker.worker_id.partition("-")[0])
 
 
 def _role(name: str) -> Role:

@@ -160,12 +160,16 @@ class AutoscalerLoop:
         deployed: Mapping[Role, int],
     ) -> str:
         told: list[str] = []
+
+        def flip(worker_id: str, role: Role) -> None:
+            task = asyncio.create_task(self._flip(change, worker_id, role))
+            self._flips.add(task)
+            task.add_done_callback(self._flips.discard)
+            told.append(f"{worker_id} drains to take the role {role}")
+
         for role in ROLES:
             for worker_id in _emptiest(observed, role, change.flips.get(role, 0)):
-                task = asyncio.create_task(self._flip(change, worker_id, role))
-                self._flips.add(task)
-                task.add_done_callback(self._flips.discard)
-                told.append(f"{worker_id} drains to take the role {role}")
+                flip(worker_id, role)
         wanted: dict[Role, int] = {}
         for role in ROLES:
             other: Role = "decode" if role == "prefill" else "prefill"
@@ -173,9 +177,15 @@ class AutoscalerLoop:
             more += change.flips.get(other, 0) - change.flips.get(role, 0)
             if not more:
                 continue
-            # A flipped worker stays one of the pool that started it.
+            # A flipped worker stays one of the pool that started it: where the pool of its role has
+            # none to give up it goes home, and its own pool shrinks when it has one too many.
             least, most = self._ground.least[role], self._ground.most[role]
-            wanted[role] = min(max(deployed[role] + more, least), most)
+            if more < 0:
+                for worker_id in _guests(observed, role, least - deployed[role] - more):
+                    flip(worker_id, other)
+            workers = min(max(deployed[role] + more, least), most)
+            if workers != deployed[role]:
+                wanted[role] = workers
         if wanted:
             try:
                 told.append(await self._scaler.scale_pools(wanted))
@@ -201,3 +211,14 @@ def _emptiest(observed: Observation, role: Role, count: int) -> list[str]:
     here = [one for one in observed.workers if one.role != role and not one.leaving]
     here.sort(key=lambda one: (one.running, one.worker_id))
     return [one.worker_id for one in here[:count]]
+
+
+def _guests(observed: Observation, role: Role, count: int) -> list[str]:
+    """Workers of a role that the other pool has started, those with the least to finish first."""
+    here = [
+        one
+        for one in observed.workers
+        if one.role == role and one.home not in (None, role) and not one.leaving
+    ]
+    here.sort(key=lambda one: (one.running, one.worker_id))
+    return [one.worker_id for one in here[: max(count, 0)]]

@@ -54,6 +54,7 @@ class WorkerSeen:
 
     Attributes:
         age_s: since it joined, or took its role.
+        home: the pool that started it; None where a worker that flips changes pools.
         leaving: it drains to go, or to take the other role.
         held_tokens: of memory that requests take; of `total_tokens`.
         prefill_tokens_per_s: while it reads.
@@ -64,6 +65,7 @@ class WorkerSeen:
     worker_id: str
     role: Role
     age_s: float
+    home: Role | None = None
     leaving: bool = False
     running: int = 0
     held_tokens: int = 0

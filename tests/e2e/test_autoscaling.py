@@ -72,18 +72,25 @@ def wait_for(cluster: Cluster, role: str, least: int, most: int) -> None:
 
 
 @pytest.mark.full
-def test_pools_grow_and_shrink_through_ray_and_lose_nothing(tmp_path: Path) -> None:
+def test_pools_grow_flip_and_shrink_through_ray_and_lose_nothing(tmp_path: Path) -> None:
     spec = tmp_path / "cluster.yaml"
     spec.write_text(_SPEC)
     with running_cluster(tmp_path, "--file", str(spec)) as cluster:
         assert roles(cluster) == {"prefill": 1, "decode": 1}
         with Users(cluster.grpc, users=8, words=2500, tokens=10) as readers:
             wait_for(cluster, "prefill", 2, 3)
+        # Now answers are long instead of prompts: who read can write.
+        with Users(cluster.grpc, users=20, words=10, tokens=400) as writers:
+            wait_for(cluster, "decode", 2, 3)
+        # Who took the other role goes home, and then the pool that started it has one too many.
+        wait_for(cluster, "decode", 1, 1)
         wait_for(cluster, "prefill", 1, 1)
-        assert set(readers.ends) <= {"REASON_LENGTH", "REASON_STOP_TOKEN"}
+        assert set(readers.ends + writers.ends) <= {"REASON_LENGTH", "REASON_STOP_TOKEN"}
         told = json.loads(cluster.tandem("why", "scaling", "--json").stdout)["decisions"]
         grown = next(one for one in told if one["after"]["prefill"] > one["before"]["prefill"])
         assert "Ray Serve gives the prefill pool" in grown["outcome"]
+        flipped = next(one for one in told if one["flips"]["decode"])
+        assert "take the role decode" in cluster.tandem("why", flipped["decision_id"]).stdout
         story = cluster.tandem("why", grown["decision_id"]).stdout
         assert "requests/s" in story
         assert "arrival_rps" in story

@@ -124,6 +124,8 @@ def test_the_journal_tells_each_decision_as_it_ended(tmp_path: Path) -> None:
 class FakeRouters:
     """One router with three decode workers, of which the last is idle."""
 
+    decoders: tuple[str, ...] = ("decode-a", "decode-b", "decode-c")
+
     def __init__(self) -> None:
         self.flipped: list[tuple[str, Role]] = []
         self.asked_to_flip = threading.Event()
@@ -133,7 +135,7 @@ class FakeRouters:
         if self.away:
             raise UserError("nobody answers", "")
         workers = [worker("prefill-a", "prefill")]
-        for name, running in (("decode-a", 3), ("decode-b", 1), ("decode-c", 0)):
+        for name, running in zip(self.decoders, (3, 1, 0), strict=True):
             workers.append(worker(name, "decode"))
             workers[-1].running_requests = running
         return {"a": status(5, *workers)}
@@ -147,9 +149,10 @@ class FakeRouters:
 class FakeScaler:
     def __init__(self) -> None:
         self.asked: list[dict[Role, int]] = []
+        self.pools: dict[Role, int] = {"prefill": 1, "decode": 3}
 
     def counts(self) -> Mapping[Role, int]:
-        return {"prefill": 1, "decode": 3}
+        return self.pools
 
     async def scale_pools(self, wanted: Mapping[Role, int]) -> str:
         self.asked.append(dict(wanted))
@@ -157,12 +160,21 @@ class FakeScaler:
 
 
 def looped(
-    tmp_path: Path, mode: str, after: dict[Role, int], flips: dict[Role, int]
+    tmp_path: Path,
+    mode: str,
+    after: dict[Role, int],
+    flips: dict[Role, int],
+    guests: int = 0,
 ) -> tuple[FakeRouters, FakeScaler, list[dict[str, object]]]:
-    """Two steps of a loop whose policy always wants the same."""
+    """Two steps of a loop whose policy always wants the same; the last `guests` of the decode
+    workers are of the prefill pool."""
     pool = {"engine": "simulated", "workers": {"min": 1, "max": 4}}
     ground = ground_of_spec(load_spec(None, {"prefill": pool, "decode": pool}))
     routers, scaler = FakeRouters(), FakeScaler()
+    routers.decoders = ("decode-a", "decode-b", "decode-c")[: 3 - guests] + tuple(
+        f"prefill-{name}" for name in "xyz"[:guests]
+    )
+    scaler.pools = {"prefill": 1 + guests, "decode": 3 - guests}
 
     def policy(observed: Observation, wanted: Mapping[Role, int]) -> Change:
         assert observed.expected("decode") == wanted["decode"] == 3
@@ -178,7 +190,7 @@ def looped(
             "active" if mode == "active" else "advisory",
         )
         await loop.step(0.0)
-        if flips and mode == "active":
+        if (flips or guests) and mode == "active":
             assert await asyncio.to_thread(routers.asked_to_flip.wait, 10.0)
         routers.away = True
         assert await loop.step(5.0) is None
@@ -199,6 +211,23 @@ def test_the_emptiest_worker_flips_and_its_pool_keeps_its_size(tmp_path: Path) -
     routers, scaler, _ = looped(tmp_path, "active", after, {"prefill": 1})
     assert routers.flipped == [("decode-c", "prefill")]
     assert scaler.asked == []
+
+
+def test_where_a_pool_has_none_to_give_up_a_worker_of_the_other_goes_home(tmp_path: Path) -> None:
+    after: dict[Role, int] = {"prefill": 1, "decode": 1}
+    routers, scaler, told = looped(tmp_path, "active", after, {}, guests=1)
+    assert scaler.asked == [{"decode": 1}]
+    assert routers.flipped == [("prefill-x", "prefill")]
+    assert "prefill-x" in str(told[0]["outcome"])
+
+
+def test_workers_of_the_own_pool_go_first(tmp_path: Path) -> None:
+    after: dict[Role, int] = {"prefill": 1, "decode": 2}
+    routers, scaler, _ = looped(tmp_path, "advisory", after, {}, guests=1)
+    assert (routers.flipped, scaler.asked) == ([], [])
+    routers, scaler, _ = looped(tmp_path, "active", after, {})
+    assert scaler.asked == [{"decode": 2}]
+    assert routers.flipped == []
 
 
 def test_more_than_the_spec_allows_is_not_asked_for(tmp_path: Path) -> None:
