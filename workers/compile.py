@@ -1,7 +1,7 @@
 """`python -m workers.compile`: makes machine code of some modules with mypyc, once for all.
 
-A step of setting up, because it takes three minutes. Without mypy or a C compiler it says so and they
-stay interpreted, at about a third of the speed; `compiled.py` says which and how they load.
+A step of setting up, because it takes three minutes. Without mypy or a C compiler it says so and
+they stay interpreted, at about a third of the speed; `compiled.py` says which and how they load.
 """
 
 from __future__ import annotations

@@ -26,10 +26,10 @@ _PACKED_WORK = 500_000
 _PLAIN_WORK = 2_000_000
 # The layout is chosen for a number of rows; this one suits 2 to 128.
 _LAYOUT_ROWS = 32
-# Where oneDNN has the quicker products, ours has the shorter call: for matrices of up to so many
-# elements and up to so many rows.
+# Where oneDNN has the quicker products, ours has the shorter call, or none of its own in a step
+# that is a single call: for matrices of up to so many elements and rows.
 _PANEL_ELEMENTS = 1_000_000
-_PANEL_ROWS = 12
+_PANEL_ROWS = 128
 
 
 @dataclass(frozen=True, slots=True)
