@@ -11,7 +11,6 @@ t tokens, k experts per token, E experts, l latent, m expert hidden size.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,6 +33,8 @@ _GATHER_LIMIT = 500_000
 # Up to so many pairs of token and expert our own kernel reads an expert for each of them, where
 # there are no panels.
 _KERNEL_TASKS = 64
+# And this many where there are: what each pair adds is kept until all are there, as float32 [l].
+_PANEL_TASKS = 16_384
 # Below this many rows a product is bound by reading its matrix, and costs as much as with them.
 _MEMORY_BOUND_ROWS = 8
 
@@ -113,7 +114,7 @@ def experts_dense(x: Tensor, routing: Routing, weights: MoeWeights) -> Tensor:
 
 def most_tasks(weights: MoeWeights) -> int:
     """Up to so many pairs of token and expert our own kernel is the quickest way."""
-    return _KERNEL_TASKS if layers.expert_panels(weights) is None else sys.maxsize
+    return _KERNEL_TASKS if layers.expert_panels(weights) is None else _PANEL_TASKS
 
 
 def experts(x: Tensor, routing: Routing, weights: MoeWeights) -> Tensor:
